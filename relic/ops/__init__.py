@@ -1,0 +1,1 @@
+"""Pure functions of tensors: cameras, actions, flow matching, rotary tables, keyed randomness."""
