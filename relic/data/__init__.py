@@ -1,0 +1,1 @@
+"""Shards, their index, and the data module that trains from them."""
