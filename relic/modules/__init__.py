@@ -1,1 +1,6 @@
-"""Placeholder docstring."""
+"""Training stages as LightningModules."""
+
+from relic.modules.base import RelicModule
+from relic.modules.teacher import TeacherExtension
+
+__all__ = ["RelicModule", "TeacherExtension"]

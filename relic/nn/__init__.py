@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Networks: torch only, single device. Parallelism and training are applied from outside."""

@@ -1,0 +1,116 @@
+"""The command line: the stages of LightningCLI (`relic fit` and so on), and one verb per file of `verbs`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+__all__ = ["find_config", "main"]
+
+STAGES = {
+    "fit": "fit a stage: relic fit --config configs/teacher/tiny_5s.yaml --data.root runs/latents",
+    "validate": "measure a checkpoint on the validation scenes",
+    "test": "measure a checkpoint on the evaluation scenes",
+    "predict": "write sampled videos of the evaluation scenes",
+}
+VERBS = {
+    "render": "render an action-labelled data set with the embedded engine",
+    "inspect": "print and draw the card of a data set",
+    "encode": "encode a data set into latent shards",
+    "demo": "render, fit and sample a small world, with a report at the end",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; only the code that it needs is imported."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = words[0] if words else "--help"
+    if command in STAGES:
+        run_stage(words)
+    elif command in VERBS:
+        run_verb(command, words[1:])
+    elif command in ("-h", "--help"):
+        print(usage())
+    elif command == "--version":
+        print(importlib.import_module("relic").__version__)
+    else:
+        sys.exit(f"relic: {command!r} is not a command.\n\n{usage()}")
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    rows = [f"  {name:<10} {text}" for name, text in {**STAGES, **VERBS}.items()]
+    return "usage: relic COMMAND [options]     (relic COMMAND --help shows the options)\n\n" + "\n".join(rows)
+
+
+def find_config(path: str) -> Path:
+    """Return a config given as a path; one that starts with `configs/` is also found in an installed package.
+
+    Raises:
+        FileNotFoundError: If there is none, naming what exists in that folder.
+    """
+    here = Path(path)
+    packaged = Path(__file__).parent / path
+    checkout = Path(__file__).parent.parent / path
+    for candidate in (here, packaged, checkout):
+        if candidate.is_file() and (candidate is here or path.startswith("configs/")):
+            return candidate
+    folder = next((c.parent for c in (here, packaged, checkout) if c.parent.is_dir()), None)
+    known = ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) if folder else "nothing"
+    raise FileNotFoundError(f"No config {path}; {folder or here.parent} holds {known}.")
+
+
+def run_stage(words: list[str]) -> None:
+    """Run fit, validate, test or predict."""
+    from relic.stages import RelicCLI  # loads torch and Lightning
+
+    for i, word in enumerate(words[:-1]):
+        if word in ("--config", "-c"):
+            words[i + 1] = str(find_config(words[i + 1]))
+    RelicCLI.run(words)
+
+
+def run_verb(name: str, words: list[str]) -> None:
+    """Run a verb: parameters before its `*` are positional on the command line, the others are options."""
+    from jsonargparse import ArgumentParser
+
+    function: Callable[..., Any] = getattr(importlib.import_module(f"relic.verbs.{name}"), name)
+    parameters = inspect.signature(function).parameters.values()
+    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    positional = {p.name for p in parameters} - options
+    parser = ArgumentParser(prog=f"relic {name}", description=(function.__doc__ or "").split("\n\n")[0])
+    parser.add_function_arguments(function, as_positional=True, skip=options)
+    parser.add_function_arguments(function, as_positional=False, skip=positional)
+    try:
+        function(**parser.instantiate_classes(parser.parse_args(_join_tuples(function, words))).as_dict())
+    except (ValueError, OSError) as error:
+        sys.exit(f"relic {name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"relic {name}: stopped; run the same command to go on.")
+
+
+def _join_tuples(function: Callable[..., Any], words: list[str]) -> list[str]:
+    """Let tuples be written as words: `--size 128 256` becomes `--size [128,256]`."""
+    tuples = {f"--{name}" for name, hint in get_type_hints(function).items() if get_origin(hint) is tuple}
+    joined: list[str] = []
+    rest = iter(words)
+    word = next(rest, None)
+    while word is not None:
+        joined.append(word)
+        following = next(rest, None)
+        if word in tuples and following is not None and not following.startswith("["):
+            values = []
+            while following is not None and not following.startswith("--"):
+                values.append(following)
+                following = next(rest, None)
+            joined.append(f"[{','.join(values)}]")
+        word = following
+    return joined
+
+
+if __name__ == "__main__":
+    main()

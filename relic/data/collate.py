@@ -1,0 +1,45 @@
+"""From windows to a `Batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from relic.types import Batch
+
+__all__ = ["Content", "Sample", "collate"]
+
+Content = Literal["latents", "trajectory", "video"]
+
+
+class Sample(NamedTuple):
+    """One window, read.
+
+    content: latents (t, c, h, w), trajectory (s, t, c, h, w) or video (f, h, w, 3) uint8.
+    actions: (f, 13) float32. text: (n,) int64 word ids. d_bar: scene units at the window's rate.
+    """
+
+    content: Tensor
+    actions: Tensor
+    text: Tensor
+    d_bar: float
+    key: int
+
+
+def collate(samples: Sequence[Sample], *, content: Content) -> Batch:
+    """Stack windows of one length."""
+    stacked = torch.stack([sample.content for sample in samples])
+    video = rearrange(stacked, "b f h w c -> b f c h w") if content == "video" else None  # a view: no copy
+    return Batch(
+        latents=stacked if content == "latents" else None,
+        trajectory=stacked if content == "trajectory" else None,
+        video=video,
+        actions=torch.stack([sample.actions for sample in samples]),
+        text=torch.stack([sample.text for sample in samples]),
+        d_bar=torch.tensor([sample.d_bar for sample in samples], dtype=torch.float64),
+        key=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
+    )

@@ -1,0 +1,149 @@
+"""Batches in the order of a plan, whatever the number of workers, with unreadable windows replaced and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from relic.data.collate import Sample, collate
+from relic.data.reader import WindowReader
+from relic.data.sampling import Plan
+from relic.types import Batch
+
+__all__ = ["BatchLoader", "Failure", "Place", "WindowDataset"]
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 8  # windows tried for one sample
+GRACE = 256  # samples before a rate means anything
+
+
+class Place(NamedTuple):
+    """The `place`-th sample of global batch `batch_index`."""
+
+    batch_index: int
+    place: int
+
+
+class Failure(NamedTuple):
+    """A sample that could not be read, and why."""
+
+    key: str
+    shard: str
+    reason: str
+
+
+class WindowDataset(Dataset[Any]):
+    """Maps places to a batch and the failures met on the way. The batch is made where it is read, in one piece.
+
+    Args:
+        reader: Reads a window.
+        plan: Says which window a place is.
+    """
+
+    def __init__(self, reader: WindowReader, plan: Plan) -> None:
+        self.reader = reader
+        self.plan = plan
+
+    def __getitems__(self, places: list[Place]) -> tuple[Batch, list[Failure]]:
+        failures: list[Failure] = []
+        samples = [self._read(place, failures) for place in places]
+        return collate(samples, content=self.reader.content), failures
+
+    def _read(self, place: Place, failures: list[Failure]) -> Sample:
+        for attempt in range(ATTEMPTS):
+            window = self.plan.draw(*place, attempt=attempt)
+            try:
+                return self.reader.read(window)
+            except (ValueError, OSError) as error:
+                failures.append(Failure(window.row.key, window.row.shard, str(error)))
+        named = ", ".join(f"{failure.key} in {failure.shard}" for failure in failures[-ATTEMPTS:])
+        raise RuntimeError(
+            f"{ATTEMPTS} windows in a row could not be read ({named}); the last: {failures[-1].reason}. "
+            "Look at the dataset with `relic inspect`."
+        )
+
+
+class BatchLoader:
+    """Yields batches and keeps count of what could not be read. Sized, so that the trainer prefetches nothing itself.
+
+    Args:
+        dataset: Maps places to a batch.
+        places: Called at the start of each epoch: the places of its batches.
+        length: Batches an epoch.
+        workers: Processes that read; 0 reads in this one.
+        max_corrupt: Share of unreadable samples above which iteration fails.
+        warn: Where to say which sample was unreadable.
+    """
+
+    def __init__(
+        self,
+        dataset: WindowDataset,
+        places: Callable[[], Iterator[list[Place]]],
+        *,
+        length: int,
+        workers: int,
+        max_corrupt: float,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:
+        self._length = length
+        self._max_corrupt = max_corrupt
+        self._warn = warn
+        self._named: set[tuple[str, str]] = set()
+        self.drawn = self.corrupt = 0
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=_Fresh(places),
+            num_workers=workers,
+            collate_fn=_identity,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each epoch advances the global generator
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, failures in self._loader:
+            self.drawn += len(batch.key) + len(failures)
+            self.corrupt += len(failures)
+            for failure in failures:
+                self._report(failure)
+            yield batch
+
+    def _report(self, failure: Failure) -> None:
+        if (failure.key, failure.shard) not in self._named:
+            self._named.add((failure.key, failure.shard))
+            self._warn(f"skipped {failure.key} in {failure.shard}: {failure.reason}")
+        if self.corrupt > self._max_corrupt * max(self.drawn, GRACE):
+            names = ", ".join(f"{key} in {shard}" for key, shard in sorted(self._named))
+            raise RuntimeError(
+                f"{self.corrupt} of {self.drawn} samples could not be read, more than max_corrupt={self._max_corrupt:g}: "
+                f"{names}. Repair the dataset (`relic inspect` lists what is wrong), or raise max_corrupt."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the data module saves the batch index. That it can be asked tells the trainer it resumes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing, see `state_dict`."""
+
+
+class _Fresh:
+    """Asks for the places anew at the start of each epoch."""
+
+    def __init__(self, places: Callable[[], Iterator[list[Place]]]) -> None:
+        self._places = places
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return self._places()
+
+
+def _identity(collated: Any) -> Any:
+    return collated

@@ -1,0 +1,99 @@
+"""Read one window of a dataset by byte ranges: poses and captions first, then the frames or latents it needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relic.data.augment import palindrome_indices, window_actions
+from relic.data.collate import Content, Sample
+from relic.data.index import Row
+from relic.data.sampling import Window
+from relic.data.schema import ACTIONS, C2W, LATENTS, TRAJECTORY, VIDEO, load_array
+from relic.data.storage import Storage
+from relic.data.video import decode_video
+from relic.ops.camera import check_rigid
+from relic.ops.words import word_ids
+from relic.types import ClipSpec, latents_of
+
+__all__ = ["CAPTION_S", "WindowReader", "caption_of"]
+
+CAPTION_S = 5.0  # seconds a caption speaks of
+
+
+class WindowReader:
+    """Reads windows of a dataset in the shape of `clip`. May be sent to worker processes.
+
+    Args:
+        storage: Where the dataset lies.
+        clip: Size and rate of what is read.
+        content: Which member of a sample is read.
+        words: Length of the text in word ids.
+    """
+
+    def __init__(self, storage: Storage, *, clip: ClipSpec, content: Content, words: int) -> None:
+        self.storage = storage
+        self.clip = clip
+        self.content = content
+        self.words = words
+
+    def read(self, window: Window) -> Sample:
+        """Read one window.
+
+        Raises:
+            ValueError: If what is stored is damaged, not finite or not rigid.
+            OSError: If the storage fails.
+        """
+        row = window.row
+        if self.content == "video":
+            content = torch.from_numpy(self.video(window))
+            c2w = self.poses(window)
+            actions = window_actions(c2w, d_bar=row.d_bar, stride=window.stride, pivot=window.pivot)
+        else:
+            content = self._latents(window)
+            actions = torch.from_numpy(load_array(self._member(row, ACTIONS), key=f"{row.key}.{ACTIONS}"))
+            actions = actions[: window.num_frames].float()
+        text = word_ids(caption_of(row, start=window.start), length=self.words)
+        return Sample(content, actions, text, row.d_bar * window.stride, window.key)
+
+    def video(self, window: Window) -> np.ndarray:
+        """Decode the frames of a window -> (f, h, w, 3) uint8. Of a palindrome, only the way there is decoded."""
+        offset, length = window.row.ranges[VIDEO]
+        forward = window.pivot or window.num_frames
+        file = self.storage.open_range(window.row.shard, offset=offset, length=length)
+        size = (self.clip.height, self.clip.width)
+        stop = window.start + (forward - 1) * window.stride + 1
+        video = decode_video(file, start=window.start, stop=stop, step=window.stride, size=size)
+        return video if window.pivot is None else video[palindrome_indices(window.num_frames, window.pivot)]
+
+    def poses(self, window: Window) -> Tensor:
+        """Read the poses of a window, before any palindrome -> (f, 4, 4) float64."""
+        row = window.row
+        c2w = torch.from_numpy(load_array(self._member(row, C2W), key=f"{row.key}.{C2W}")).double()
+        stop = window.start + (window.num_frames - 1) * window.stride + 1
+        c2w = c2w[window.start : stop : window.stride]
+        if len(c2w) != window.num_frames:
+            raise ValueError(f"{row.key}.{C2W} ends before frame {stop}.")
+        check_rigid(c2w, name=f"{row.key}.{C2W}")
+        return c2w
+
+    def _latents(self, window: Window) -> Tensor:
+        """Read a prefix of encoded latents (t, c, h, w), or of the states of a trajectory (s, t, c, h, w), float16."""
+        name, axis = (LATENTS, 0) if self.content == "latents" else (TRAJECTORY, 1)
+        array = load_array(self._member(window.row, name), key=f"{window.row.key}.{name}")
+        array = array.take(range(latents_of(window.num_frames)), axis=axis)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{window.row.key}.{name} holds NaN or infinity.")
+        return torch.from_numpy(array)
+
+    def _member(self, row: Row, name: str) -> bytes:
+        offset, length = row.ranges[name]
+        return self.storage.read(row.shard, offset=offset, length=length)
+
+
+def caption_of(row: Row, *, start: int) -> str:
+    """Return the caption of the 5-s segment in which a window starts; the last one speaks for what follows."""
+    if not row.captions:
+        return ""
+    return row.captions[min(int(start / row.fps / CAPTION_S), len(row.captions) - 1)]

@@ -1,0 +1,181 @@
+"""What every stage shares: a trained network, its moving average, keyed noise, and an export at the end."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor, nn
+
+from relic.nn.checkpoints import WeightsSource, load_weights, read_header, save_weights
+from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
+
+__all__ = ["Frozen", "RelicModule", "adamw"]
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW as most stages use it; every value can be overridden from a config."""
+    return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+class Frozen(nn.Module):
+    """Hold a network that moves between devices with its owner but is never trained, saved or restored."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(
+            self, "net", net.eval().requires_grad_(False)
+        )  # not a child: invisible to checkpoints
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Frozen:
+        self.net._apply(fn, recurse)
+        return self
+
+
+class RelicModule(LightningModule):
+    """Base of all stages.
+
+    A stage says how its network is built (`build`), what it is called (`kind`), and what one batch costs
+    (`training_step`). Noise comes from `self.normal` and `self.uniform`: a function of the sample's key
+    alone, so that neither the number of ranks nor a restart changes it.
+    """
+
+    stage: ClassVar[str]
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        init: WeightsSource | None,
+        optimizer: OptimizerCallable,
+        warmup_steps: int,
+        ema_decay: float | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if ema_decay is not None and not 0.0 < ema_decay < 1.0:
+            raise ValueError(
+                f"ema_decay={ema_decay} must lie between 0 and 1, or be null for no moving average."
+            )
+        if init is not None and not Path(init.path).is_file():
+            raise FileNotFoundError(
+                f"init.path={init.path} does not exist; fit the stage that writes it first."
+            )
+        self.init = init
+        self.optimizer_callable = optimizer
+        self.warmup_steps = warmup_steps
+        self.ema_decay = ema_decay
+        self.seed = seed
+        self.net: nn.Module | None = None
+        self.ema: nn.Module | None = None
+        self.register_buffer("ema_updates", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Return the network to train, with fresh weights."""
+
+    @abstractmethod
+    def export_config(self) -> Mapping[str, Any]:
+        """Return plain values that rebuild the network; they go into the header of the exported file."""
+
+    def prepare_for_training(self, net: nn.Module) -> None:
+        """Change how `net` is executed (checkpointing, compilation); parameter names must stay."""
+
+    # -- building --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.init is not None:
+            read_header(self.init.path, kind=self.kind)  # fails before time is spent
+
+    def configure_model(self) -> None:
+        if self.net is not None:
+            return
+        net = self._build_seeded()
+        if self.init is not None and not any(p.is_meta for p in net.parameters()):
+            load_weights(net, self.init, kind=self.kind)
+        if self.ema_decay is not None:
+            self.ema = self._build_seeded().requires_grad_(False)
+            self.ema.load_state_dict(net.state_dict())
+        self.prepare_for_training(net)
+        self.net = net
+
+    def _build_seeded(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_generator(self.seed, self.stage, "weights").initial_seed())
+            return self.build()
+
+    @property
+    def trained(self) -> Any:
+        """The network that learns."""
+        if self.net is None:
+            self.configure_model()
+        return self.net
+
+    @property
+    def averaged(self) -> Any:
+        """The network that is validated, sampled and exported: the moving average if there is one."""
+        net = self.trained
+        return net if self.ema is None else self.ema
+
+    # -- optimisation ----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_callable([p for p in self.trained.parameters() if p.requires_grad])
+        if self.warmup_steps == 0:
+            return optimizer
+        ramp = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.update_ema()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move the average towards the trained weights; faster while it is young, so as not to lag."""
+        if self.ema is None or self.ema_decay is None:
+            return
+        self.ema_updates += 1
+        updates = int(self.ema_updates)
+        decay = min(self.ema_decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.trained.parameters()), 1.0 - decay)
+        for mean, buffer in zip(self.ema.buffers(), self.trained.buffers(), strict=True):
+            mean.copy_(buffer)
+
+    # -- keyed randomness ------------------------------------------------------------------------------------
+
+    def normal(self, key: Tensor, purpose: str, *, like: Tensor) -> Tensor:
+        """Normal noise in the shape of `like` (b, ...), a function of (key, seed, stage, purpose)."""
+        return keyed_normal(key, self.seed, self.stage, purpose, like=like)
+
+    def uniform(self, key: Tensor, purpose: str, *, size: tuple[int, ...] = ()) -> Tensor:
+        """Uniform draws (b, *size) in [0, 1), a function of (key, seed, stage, purpose), on this module's
+        device.
+        """
+        return keyed_uniform(key, self.seed, self.stage, purpose, size=size).to(self.device, torch.float32)
+
+    # -- export ----------------------------------------------------------------------------------------------
+
+    @property
+    def export_path(self) -> Path:
+        """Where the finished weights go: `<default_root_dir>/<kind>.safetensors`, the next stage's
+        `init.path`.
+        """
+        return Path(self.trainer.default_root_dir) / f"{self.kind}.safetensors"
+
+    def on_fit_end(self) -> None:
+        self.export(self.export_path)
+
+    @rank_zero_only
+    def export(self, path: Path) -> None:
+        """Write the (averaged) weights with a header that rebuilds the network."""
+        save_weights(path, self.averaged.state_dict(), kind=self.kind, config=self.export_config())
+        rank_zero_info(f"Wrote {path}")

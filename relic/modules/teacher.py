@@ -1,0 +1,229 @@
+"""The teacher: an action-conditioned bidirectional denoiser, stretched from 5 to 20 s (paper §4.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from relic.modules.base import Frozen, RelicModule, adamw
+from relic.nn.checkpoints import WeightsSource
+from relic.nn.denoiser import Denoiser, EulerSampler
+from relic.nn.dit import DiTConfig
+from relic.nn.text import WordTableConfig
+from relic.nn.tiny_vae import TinyVAE
+from relic.ops.actions import controls_of, encode_actions
+from relic.ops.flow import add_noise, velocity_of
+from relic.ops.losses import Sampling, Weighting, draw_sigma, flow_matching_loss, level_weight
+from relic.ops.randomness import derive_seed
+from relic.ops.video import from_uint8, to_uint8
+from relic.ops.words import word_ids
+from relic.parallel import Compute, apply_compute
+from relic.types import Batch, Clip, ClipSpec, Controls, latents_of
+
+__all__ = ["TeacherExtension"]
+
+
+class TeacherExtension(RelicModule):
+    """Fit a bidirectional denoiser to follow the camera, by flow matching on velocity.
+
+    The first latent is the clean image latent at noise level 0, in the input and out of the loss.
+
+    Args:
+        net: Sizes of the DiT.
+        clip: Shape of the clips; linked from `data.clip` on the command line.
+        words: Trained word table for small worlds; null if batches carry prompt embeddings.
+        vae: Weights of the autoencoder (safetensors); needed to fit on video, and to sample.
+        init: Weights of an earlier stage to start from; null starts fresh.
+        level_sampling: How noise levels are drawn: `uniform` or `logit_normal`, then shifted.
+        level_shift: Shift of the noise levels towards noise; 1 for none.
+        level_weighting: Weight of the loss by noise level: `none` or the `bell` of public Wan fine-tunes.
+        prompt_dropout: Share of samples whose prompt is emptied, for classifier-free guidance.
+        validation_buckets: Validation measures the loss once in each of so many equal ranges of sigma.
+        sampler: How videos are sampled.
+        compute: Activation checkpointing and compilation of the blocks.
+        optimizer: The optimiser.
+        warmup_steps: Steps over which the learning rate rises from zero.
+        ema_decay: Decay of the moving average of the weights; null for none.
+        seed: Seed of initial weights and of all noise.
+    """
+
+    stage: ClassVar[str] = "teacher"
+    kind: ClassVar[str] = "teacher"
+
+    def __init__(
+        self,
+        *,
+        net: DiTConfig,
+        clip: ClipSpec,
+        words: WordTableConfig | None = None,
+        vae: str | None = None,
+        init: WeightsSource | None = None,
+        level_sampling: Sampling = "uniform",
+        level_shift: float = 1.0,
+        level_weighting: Weighting = "none",
+        prompt_dropout: float = 0.1,
+        validation_buckets: int = 4,
+        sampler: EulerSampler = EulerSampler(),  # noqa: B008 - frozen
+        compute: Compute = Compute(),  # noqa: B008 - frozen
+        optimizer: OptimizerCallable = adamw,
+        warmup_steps: int = 0,
+        ema_decay: float | None = 0.999,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            init=init, optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, seed=seed
+        )
+        if words is not None and words.width != net.text_width:
+            raise ValueError(f"words.width={words.width} must equal net.text_width={net.text_width}.")
+        self.net_config, self.clip, self.words = net, clip, words
+        self.level_sampling, self.level_shift, self.level_weighting = (
+            level_sampling,
+            level_shift,
+            level_weighting,
+        )
+        self.prompt_dropout = prompt_dropout
+        self.validation_buckets = validation_buckets
+        self.sampler, self.compute = sampler, compute
+        self.vae_path = vae
+        self.vae: Frozen | None = None
+
+    def build(self) -> Denoiser:
+        return Denoiser(self.net_config, self.words)
+
+    def configure_model(self) -> None:
+        if self.vae is None and self.vae_path is not None:
+            self.vae = Frozen(TinyVAE.from_file(self.vae_path))
+        super().configure_model()
+
+    def prepare_for_training(self, net: Any) -> None:
+        apply_compute(net.dit.blocks, self.compute)
+
+    def export_config(self) -> Mapping[str, Any]:
+        words = dataclasses.asdict(self.words) if self.words else None
+        return {
+            "dit": dataclasses.asdict(self.net_config),
+            "words": words,
+            "clip": dataclasses.asdict(self.clip),
+        }
+
+    # -- loss ------------------------------------------------------------------------------------------------
+
+    def clean_latents(self, batch: Batch) -> Tensor:
+        """Return the batch's latents (b, t, c, h, w), encoding video if that is what it holds."""
+        if batch.latents is not None:
+            return batch.latents.float()
+        if batch.video is not None:
+            with torch.no_grad():
+                return self.frozen_vae.encode(from_uint8(batch.video))
+        raise ValueError("The teacher is fitted on latents or video; this batch holds ODE trajectories.")
+
+    @property
+    def frozen_vae(self) -> Any:
+        if self.vae is None:
+            raise ValueError("This needs an autoencoder: set `vae` to its safetensors file.")
+        return self.vae.net
+
+    def controls(self, batch: Batch) -> Controls | None:
+        """Return what steers the camera in this batch; override to fit without actions."""
+        return controls_of(batch.actions)
+
+    def denoising_loss(
+        self, net: Denoiser, batch: Batch, *, sigma: Tensor, purpose: str, drop_text: Tensor | None = None
+    ) -> Tensor:
+        """Return the flow-matching loss per sample (b,) at noise levels sigma (b,)."""
+        x0 = self.clean_latents(batch)
+        noise = self.normal(batch.key, purpose, like=x0)
+        moving = torch.ones(x0.shape[:2], device=x0.device)
+        moving[:, 0] = 0.0  # the image latent
+        per_latent = sigma[:, None] * moving
+        velocity = net(
+            add_noise(x0, noise, sigma=per_latent),
+            sigma=per_latent,
+            text=batch.text,
+            controls=self.controls(batch),
+            drop_text=drop_text,
+        )
+        return flow_matching_loss(velocity, velocity_of(x0, noise), weight=moving)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        u = self.uniform(batch.key, "sigma")
+        sigma = draw_sigma(u, sampling=self.level_sampling, shift=self.level_shift)
+        drop = self.uniform(batch.key, "prompt") < self.prompt_dropout
+        losses = self.denoising_loss(self.trained, batch, sigma=sigma, purpose="noise", drop_text=drop)
+        loss = (level_weight(sigma, weighting=self.level_weighting) * losses).mean()
+        self.log("train/loss_flow", loss, prog_bar=True, batch_size=len(batch.key))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses = self.bucket_losses(batch)
+        for bucket, loss in losses.items():
+            self.log(f"val/loss_flow_sigma_{bucket}", loss, sync_dist=True, batch_size=len(batch.key))
+        mean = torch.stack(list(losses.values())).mean()
+        self.log("val/loss_flow", mean, prog_bar=True, sync_dist=True, batch_size=len(batch.key))
+
+    test_step = validation_step
+
+    @torch.no_grad()
+    def bucket_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the averaged network's loss in equal ranges of sigma, keyed "0.00-0.25" and so on;
+        unweighted.
+        """
+        count, losses = self.validation_buckets, {}
+        for bucket in range(count):
+            sigma = (bucket + self.uniform(batch.key, f"bucket {bucket}")) / count
+            loss = self.denoising_loss(self.averaged, batch, sigma=sigma, purpose=f"validation {bucket}")
+            losses[f"{bucket / count:.2f}-{(bucket + 1) / count:.2f}"] = loss.mean()
+        return losses
+
+    # -- sampling --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, clips: Sequence[Clip], *, prefix_frames: int = 1, seed: int) -> list[Tensor]:
+        """Generate each clip again from its first frame, prompt and camera path: uint8 (f, h, w, 3) each.
+
+        Raises:
+            NotImplementedError: If more than one true frame is asked for: a bidirectional network takes the
+                image only.
+        """
+        if prefix_frames != 1:
+            raise NotImplementedError(
+                f"prefix_frames={prefix_frames}: the bidirectional teacher continues one image only."
+            )
+        return [self._generate(clip, seed=seed, index=i) for i, clip in enumerate(clips)]
+
+    def _generate(self, clip: Clip, *, seed: int, index: int) -> Tensor:
+        latents_of(len(clip.video))
+        image = from_uint8(rearrange(clip.video[:1], "f h w c -> 1 f c h w").to(self.device))
+        actions = encode_actions(clip.c2w, d_bar=clip.d_bar)[None].float().to(self.device)
+        text = word_ids(clip.captions[0] if clip.captions else "", length=self.net_config.text_length)
+        key = torch.tensor([derive_seed(seed, index)])
+        return self.sample(
+            self.frozen_vae.encode(image), actions=actions, text=text[None].to(self.device), key=key
+        )[0]
+
+    @torch.no_grad()
+    def sample(self, image: Tensor, *, actions: Tensor, text: Tensor, key: Tensor) -> Tensor:
+        """Generate from the image latent (b, 1, c, h, w), actions (b, f, 13), text and keys (b,).
+
+        Returns uint8 video (b, f, h, w, 3) on the CPU.
+        """
+        like = image.new_empty(len(image), latents_of(actions.shape[1]), *image.shape[2:])
+        x0 = self.sampler(
+            self.averaged,
+            self.normal(key, "sample", like=like),
+            image=image,
+            text=text,
+            controls=controls_of(actions),
+        )
+        return to_uint8(self.frozen_vae.decode(x0)).cpu()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sample videos for a batch from its first latent, actions and prompts: uint8 (b, f, h, w, 3)."""
+        image = self.clean_latents(batch)[:, :1]
+        return self.sample(image, actions=batch.actions, text=batch.text, key=batch.key)

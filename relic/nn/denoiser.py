@@ -1,0 +1,94 @@
+"""What is learned: a DiT and, in small worlds, its word table, joined to one function of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from relic.nn.dit import DiT, DiTConfig
+from relic.nn.text import WordTable, WordTableConfig
+from relic.ops.flow import euler_step, guide, sigma_schedule
+from relic.types import Controls
+
+__all__ = ["Denoiser", "EulerSampler"]
+
+
+class Denoiser(nn.Module):
+    """Predict velocity given prompts as word ids (b, n) int64 or as embeddings (b, n, d)."""
+
+    def __init__(self, dit: DiTConfig, words: WordTableConfig | None = None) -> None:
+        super().__init__()
+        if words is not None and words.width != dit.text_width:
+            raise ValueError(f"words.width={words.width} must equal the DiT's text_width={dit.text_width}.")
+        self.dit = DiT(dit)
+        self.words = WordTable(words) if words else None
+
+    def embed(self, text: Tensor, *, drop: Tensor | None = None) -> Tensor:
+        """Return prompt embeddings (b, n, d); samples marked in `drop` (b,) bool get an empty prompt (zero
+        rows).
+        """
+        if not text.is_floating_point():
+            if self.words is None:
+                raise ValueError("The batch holds word ids, but this network has no word table: set `words`.")
+            text = self.words(text)
+        return text if drop is None else text * ~drop[:, None, None]
+
+    def forward(
+        self,
+        latents: Tensor,
+        *,
+        sigma: Tensor,
+        text: Tensor,
+        controls: Controls | None,
+        drop_text: Tensor | None = None,
+    ) -> Tensor:
+        """Return the velocity of latents (b, t, c, h, w) at noise levels sigma (b, t)."""
+        return self.dit(latents, sigma=sigma, text=self.embed(text, drop=drop_text), controls=controls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerSampler:
+    """Solve the flow ODE of a bidirectional network with the first latent kept clean.
+
+    Args:
+        steps: Euler steps.
+        shift: Warp of the noise levels towards noise (5 for Wan2.1 at 480x832; near 1 for a small world).
+        guidance: Classifier-free guidance on the text; 1 means none.
+    """
+
+    steps: int = 48
+    shift: float = 5.0
+    guidance: float = 1.0
+
+    def states(
+        self, net: Denoiser, noise: Tensor, *, image: Tensor, text: Tensor, controls: Controls | None
+    ) -> Iterator[Tensor]:
+        """Yield the states (b, t, c, h, w) of the solution after each step; the last one is clean.
+
+        noise: (b, t, c, h, w); image: (b, 1, c, h, w), the clean first latent, at sigma 0 throughout (paper
+            §4.1).
+        """
+        xt = torch.cat([image, noise[:, 1:]], dim=1)
+        moving = torch.ones(noise.shape[:2], device=noise.device)
+        moving[:, 0] = 0.0
+        levels = sigma_schedule(self.steps, shift=self.shift).tolist()
+        dropped = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
+        for level, next_level in pairwise(levels):
+            sigma = level * moving
+            velocity = net(xt, sigma=sigma, text=text, controls=controls)
+            if self.guidance != 1.0:
+                plain = net(xt, sigma=sigma, text=text, controls=controls, drop_text=dropped)
+                velocity = guide(velocity, plain, scale=self.guidance)
+            xt = euler_step(xt, velocity, sigma=sigma, next_sigma=next_level * moving)
+            yield xt
+
+    def __call__(
+        self, net: Denoiser, noise: Tensor, *, image: Tensor, text: Tensor, controls: Controls | None
+    ) -> Tensor:
+        """Return the clean end state."""
+        *_, x0 = self.states(net, noise, image=image, text=text, controls=controls)
+        return x0

@@ -1,0 +1,330 @@
+"""The diffusion transformer: Wan2.1's architecture and key names, per-latent noise levels, camera control.
+
+One class at every size; direction (bidirectional or causal) is what it is given to attend to, not a subclass.
+Tokens are kept as (b, t, s, d): latent frame, place in the frame (row, then column), width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from relic.nn.attention import attend
+from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
+from relic.ops.flow import timestep_of
+from relic.ops.rope import apply_rope, grid_positions, rope_table
+from relic.types import PATCH, Controls
+
+__all__ = ["DiT", "DiTConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Sizes of a DiT.
+
+    Args:
+        width: Width of the tokens.
+        depth: Number of blocks.
+        heads: Attention heads; they divide `width`.
+        ffn: Hidden width of the feed-forward layers.
+        latent_channels: Channels of the VAE's latents.
+        text_width: Width of the prompt embeddings (4096 for umT5-XXL; the word table's width in small
+            worlds).
+        text_length: Prompt rows; shorter prompts are padded with zero rows, which are attended to, as in
+            Wan2.1.
+        freq_width: Width of the sinusoid of the noise level.
+        eps: Epsilon of all norms.
+        rope_factor: YaRN factor of the time axis, latents of the longest horizon / 21. It belongs to the
+            weights.
+        control: Sizes of the camera control, or null for a network without it (plain Wan2.1).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    ffn: int
+    latent_channels: int = 16
+    text_width: int = 4096
+    text_length: int = 512
+    freq_width: int = 256
+    eps: float = 1e-6
+    rope_factor: float = 1.0
+    control: ControlConfig | None = field(default_factory=ControlConfig)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width={self.width} must be heads={self.heads} times an even head width.")
+        if self.rope_factor < 1.0:
+            raise ValueError(
+                f"rope_factor={self.rope_factor} must be at least 1 (latents / 21, or 1 up to 21 latents)."
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def tiny(cls, **changes: object) -> DiTConfig:
+        """3.9 M parameters: fits a small world on a CPU in minutes; text is a trained word table."""
+        sizes = {"width": 192, "depth": 6, "heads": 3, "ffn": 768, "text_width": 64, "text_length": 32}
+        return cls(**{**sizes, "control": ControlConfig(width=64), **changes})  # type: ignore[arg-type]
+
+    @classmethod
+    def wan_1b(cls, **changes: object) -> DiTConfig:
+        """Wan2.1-T2V-1.3B."""
+        return cls(**{"width": 1536, "depth": 30, "heads": 12, "ffn": 8960, **changes})  # type: ignore[arg-type]
+
+    @classmethod
+    def wan_14b(cls, **changes: object) -> DiTConfig:
+        """Wan2.1-T2V-14B."""
+        return cls(**{"width": 5120, "depth": 40, "heads": 40, "ffn": 13824, **changes})  # type: ignore[arg-type]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Upcast half precision; leave float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in float32 or wider, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = at_least_float32(x)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the whole width, all heads jointly; normalised in float32, scaled in the input dtype."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Projections and QK-norm, for self-attention and for cross-attention to text."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.width, config.width)
+        self.k = nn.Linear(config.width, config.width)
+        self.v = nn.Linear(config.width, config.width)
+        self.o = nn.Linear(config.width, config.width)
+        self.norm_q = RMSNorm(config.width, eps=config.eps)
+        self.norm_k = RMSNorm(config.width, eps=config.eps)
+
+    def split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (k d) -> b k n d", k=self.heads)
+
+    def merge(self, x: Tensor) -> Tensor:
+        return self.o(rearrange(x, "b k n d -> b n (k d)"))
+
+
+class SelfAttention(Attention):
+    def forward(self, x: Tensor, *, rope: Tensor, to_q: Tensor | None, to_k: Tensor | None) -> Tensor:
+        """x: (b, t, s, d); rope: (t·s, head/2, 2); to_q, to_k: (b, t, d) pose embeddings, or None."""
+        latents = x.shape[1]
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if to_q is not None and to_k is not None:
+            q, k = q + to_q[:, :, None], k + to_k[:, :, None]
+        q, k, v = (rearrange(y, "b t s d -> b (t s) d") for y in (q, k, v))
+        q, k = apply_rope(self.split(self.norm_q(q)), rope), apply_rope(self.split(self.norm_k(k)), rope)
+        out = self.merge(attend(q.to(v.dtype), k.to(v.dtype), self.split(v)))
+        return rearrange(out, "b (t s) d -> b t s d", t=latents)
+
+
+class CrossAttention(Attention):
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x: (b, t, s, d); text: (b, n, d). Padded rows are attended to: the public weights expect it."""
+        q = self.split(self.norm_q(rearrange(self.q(x), "b t s d -> b (t s) d")))
+        k, v = self.split(self.norm_k(self.k(text))), self.split(self.v(text))
+        out = self.merge(attend(q.to(v.dtype), k.to(v.dtype), v))
+        return rearrange(out, "b (t s) d -> b t s d", t=x.shape[1])
+
+
+class Block(nn.Module):
+    """Self-attention (gated), action, cross-attention, feed-forward (gated)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.width))
+        self.norm1 = LayerNorm(config.width, eps=config.eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(config)
+        self.norm3 = LayerNorm(config.width, eps=config.eps)
+        self.cross_attn = CrossAttention(config)
+        self.norm2 = LayerNorm(config.width, eps=config.eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.width, config.ffn),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn, config.width),
+        )
+        self.control = BlockControl(config.control, width=config.width) if config.control else None
+
+    def forward(
+        self, x: Tensor, *, levels: Tensor, rope: Tensor, text: Tensor, control: ControlStates | None
+    ) -> Tensor:
+        """x: (b, t, s, d) residual stream; levels: (b, t, 6, d) from the noise levels; text: (b, n, d)."""
+        dtype = self.ffn[0].weight.dtype
+        m = (self.modulation[:, None] + levels)[:, :, :, None].unbind(2)  # six of (b, t, 1, d)
+        to_q: Tensor | None = None
+        to_k: Tensor | None = None
+        if self.control is not None and control is not None:
+            to_q, to_k = self.control.address(control)
+        h = (self.norm1(x) * (1 + m[1]) + m[0]).to(dtype)
+        x = x + m[2] * self.self_attn(h, rope=rope, to_q=to_q, to_k=to_k)
+        if self.control is not None and control is not None:
+            x = x + self.control.action(control.action)[:, :, None]
+        x = x + self.cross_attn(self.norm3(x).to(dtype), text)
+        return x + m[5] * self.ffn((self.norm2(x) * (1 + m[4]) + m[3]).to(dtype))
+
+
+class Head(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.width))
+        self.norm = LayerNorm(config.width, eps=config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.width, PATCH * PATCH * config.latent_channels)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """x: (b, t, s, d); level: (b, t, d), the noise embedding before its projection."""
+        shift, scale = (self.modulation[:, None] + level[:, :, None])[:, :, :, None].unbind(2)
+        return self.head((self.norm(x) * (1 + scale) + shift).to(self.head.weight.dtype))
+
+
+class DiT(nn.Module):
+    """Predict velocity from noisy latents.
+
+    The parameters of a network with `control=None` carry exactly the key names of the public Wan2.1-T2V
+    files.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embedding = nn.Conv3d(config.latent_channels, width, (1, PATCH, PATCH), (1, PATCH, PATCH))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head = Head(config)
+        self.control = ControlEncoders(config.control) if config.control else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights as Wan2.1 does; control outputs and the velocity head start at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+                module.reset_parameters()
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        if self.patch_embedding.bias is not None:
+            nn.init.zeros_(self.patch_embedding.bias)
+        for sequence in (self.text_embedding, self.time_embedding):
+            for layer in (sequence[0], sequence[2]):
+                nn.init.normal_(layer.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.normal_(block.modulation, std=self.config.width**-0.5)
+            if block.control is not None:
+                block.control.reset_parameters()
+        nn.init.normal_(self.head.modulation, std=self.config.width**-0.5)
+        nn.init.zeros_(self.head.head.weight)
+
+    def forward(
+        self,
+        latents: Tensor,
+        *,
+        sigma: Tensor,
+        text: Tensor,
+        controls: Controls | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Return the velocity (b, t, c, h, w) of noisy latents of the same shape.
+
+        sigma: (b, t), one noise level per latent frame; text: (b, n <= text_length, text_width); controls: of
+            the pixel
+        frames these latents stand for; start: index of the first latent frame in its clip.
+        """
+        rows, columns = latents.shape[3] // PATCH, latents.shape[4] // PATCH
+        if latents.shape[3] % PATCH or latents.shape[4] % PATCH:
+            raise ValueError(
+                f"latents of {tuple(latents.shape[3:])} don't divide into {PATCH}x{PATCH} patches."
+            )
+        if sigma.shape != latents.shape[:2]:
+            raise ValueError(
+                f"sigma has shape {tuple(sigma.shape)}; it must be (b, t) = {tuple(latents.shape[:2])}."
+            )
+        level, levels = self.embed_levels(sigma)
+        pixels = rearrange(latents, "b t c h w -> b c t h w").to(self.patch_embedding.weight.dtype)
+        tokens = self.patch_embedding(pixels)
+        x = at_least_float32(rearrange(tokens, "b d t h w -> b t (h w) d"))
+        rope = rope_table(
+            grid_positions(latents.shape[1], rows, columns, start=start),
+            head_width=self.config.head_width,
+            factor=self.config.rope_factor,
+        ).to(latents.device, x.dtype)
+        prompt = self.embed_text(text)
+        states = None
+        if controls is not None and self.control is not None:
+            states = self.control(controls, starts_clip=start == 0)
+        for block in self.blocks:
+            x = block(x, levels=levels, rope=rope, text=prompt, control=states)
+        patches = self.head(x, level)
+        return rearrange(
+            patches, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=PATCH, q=PATCH
+        ).to(latents.dtype)
+
+    def embed_levels(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed noise levels (b, t): for the head (b, t, d), and for the blocks (b, t, 6, d), float32 at
+        least.
+        """
+        half = self.config.freq_width // 2
+        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=sigma.device) / half)
+        angles = timestep_of(sigma.double())[..., None] * rates
+        dtype = torch.promote_types(self.time_embedding[0].weight.dtype, torch.float32)
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        with torch.autocast(sigma.device.type, enabled=False):
+            level = _in_dtype(self.time_embedding, sinusoid)
+            levels = _in_dtype(self.time_projection, level)
+        return level, rearrange(levels, "b t (m d) -> b t m d", m=6)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Pad prompts (b, n, text_width) with zero rows and embed them, (b, text_length, d)."""
+        if text.shape[1] > self.config.text_length or text.shape[2] != self.config.text_width:
+            raise ValueError(
+                f"text has shape {tuple(text.shape)}; this network takes up to "
+                f"{self.config.text_length} rows of width {self.config.text_width}."
+            )
+        text = F.pad(text, (0, 0, 0, self.config.text_length - text.shape[1]))
+        return self.text_embedding(text.to(self.text_embedding[0].weight.dtype))
+
+
+def _in_dtype(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Run linear layers in the dtype of x, whatever dtype their weights are stored in."""
+    for layer in layers:
+        x = (
+            F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+            if isinstance(layer, nn.Linear)
+            else layer(x)
+        )
+    return x

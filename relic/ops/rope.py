@@ -1,0 +1,83 @@
+"""Rotary tables over (time, row, column), at any positions, with YaRN on the time axis.
+
+Layout as in Wan2.1: inside a head, the first `d − 4·(d // 6)` channels turn with time, then `2·(d // 6)` with
+the row and
+`2·(d // 6)` with the column; channels 2j and 2j+1 are a pair; base 10000 on each axis. Tables are built in
+float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+__all__ = ["apply_rope", "axis_widths", "grid_positions", "rope_table", "yarn_frequencies"]
+
+BASE = 10_000.0
+TRAINED_LATENTS = 21  # the horizon Wan2.1 was trained at
+BETA_FAST, BETA_SLOW = 32.0, 1.0
+
+
+def axis_widths(head_width: int) -> tuple[int, int, int]:
+    """Return how many channels of a head turn with time, row and column: 44, 42, 42 for 128."""
+    side = 2 * (head_width // 6)
+    return head_width - 2 * side, side, side
+
+
+def yarn_frequencies(width: int, *, factor: float = 1.0) -> Tensor:
+    """Return the `width / 2` angular frequencies of an axis stretched `factor` times (YaRN, NTK-by-parts),
+    float64.
+
+    Pairs that turn more than 32 times within the trained 21 latents keep their frequency, those that turn
+    less than once are divided by `factor`, and a linear ramp joins them. The temperature is 1. `factor = 1`
+    is the plain table.
+    """
+    pair = torch.arange(width // 2, dtype=torch.float64)
+    plain = BASE ** (-2.0 * pair / width)
+    if factor == 1.0:
+        return plain
+
+    def pair_that_turns(times: float) -> float:
+        return width * math.log(TRAINED_LATENTS / (2 * math.pi * times)) / (2 * math.log(BASE))
+
+    low = max(math.floor(pair_that_turns(BETA_FAST)), 0)
+    high = min(math.ceil(pair_that_turns(BETA_SLOW)), width - 1)
+    ramp = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return plain * ((1 - ramp) + ramp / factor)
+
+
+def grid_positions(latents: int, rows: int, columns: int, *, start: int = 0) -> Tensor:
+    """Return the positions (n, 3) of all tokens of `latents` frames from `start` on: frame, then row, then
+    column.
+    """
+    axes = torch.meshgrid(
+        torch.arange(start, start + latents), torch.arange(rows), torch.arange(columns), indexing="ij"
+    )
+    return rearrange(torch.stack(axes, dim=-1), "t h w a -> (t h w) a")
+
+
+def rope_table(positions: Tensor, *, head_width: int, factor: float = 1.0) -> Tensor:
+    """Return the table (n, d/2, 2) of cos and sin, float64, for positions (n, 3), integer or fractional.
+
+    Fractional positions are for pooled keys, which sit at the mean position of their cell.
+    """
+    widths = axis_widths(head_width)
+    angles = [
+        positions[:, axis, None].double()
+        * yarn_frequencies(width, factor=factor if axis == 0 else 1.0).to(positions.device)
+        for axis, width in enumerate(widths)
+    ]
+    angle = torch.cat(angles, dim=-1)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def apply_rope(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate queries or keys (b, k, n, d) by table (n, d/2, 2), in float32 or the wider dtype of x."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    real, imag = rearrange(x.to(dtype), "... (p two) -> two ... p", two=2)
+    cos, sin = table.to(dtype).unbind(-1)
+    turned = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
+    return rearrange(turned, "... p two -> ... (p two)").to(x.dtype)

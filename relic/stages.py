@@ -1,0 +1,45 @@
+"""The LightningCLI behind `relic fit|validate|test|predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from relic.data import WorldDataModule
+from relic.modules.base import RelicModule
+
+__all__ = ["RelicCLI"]
+
+
+def checkpoints_in(root: str | None) -> str:
+    """Return the folder of checkpoints: beside the run's other files, so that `--ckpt_path last` finds them.
+    """
+    return str(Path(root or "runs/default") / "checkpoints")
+
+
+class RelicCLI(LightningCLI):
+    """One datamodule, one class per stage; shapes are said once, in `data.clip`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.clip", "model.init_args.clip")
+        parser.link_arguments("model.init_args.vae", "data.vae")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_train_epoch_end": False})
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoints_in)
+
+    @classmethod
+    def run(cls, args: Any, *, execute: bool = True) -> RelicCLI:
+        """Parse `args` (words, or a dict) and, unless told otherwise, execute the subcommand in them."""
+        return cls(
+            RelicModule,
+            WorldDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False, "default_root_dir": "runs/default"},
+            args=args,
+            run=execute,
+        )

@@ -1,0 +1,160 @@
+import dataclasses
+
+import pytest
+import torch
+from einops import rearrange
+from torch import nn
+
+from relic.nn.dit import DiT, DiTConfig
+from relic.nn.control import ControlConfig
+from relic.ops.actions import controls_of, null_controls
+from relic.parallel import Compute, apply_compute
+from tests.reference import dit as reference
+
+SMALL = DiTConfig(
+    width=48, depth=2, heads=2, ffn=96, latent_channels=4, text_width=12, text_length=6, control=None
+)
+
+
+def randomised(config: DiTConfig, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> DiT:
+    torch.manual_seed(seed)
+    net = DiT(config).to(dtype)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def inputs(*, latents: int = 3, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=dtype)  # noqa: E731
+    sigma = torch.rand(2, latents, generator=generator, dtype=dtype)
+    sigma[:, 0] = 0
+    return {"latents": draw(2, latents, 4, 4, 6), "sigma": sigma, "text": draw(2, 5, 12)}
+
+
+def some_actions(frames: int = 9) -> torch.Tensor:
+    return torch.rand(2, frames, 13, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_network_equals_a_plain_loop_over_tokens_in_float64():
+    net, batch = randomised(SMALL), inputs()
+    out = net(**batch)
+    for i in range(2):
+        truth = reference.forward(
+            net.state_dict(), rearrange(batch["latents"][i], "t c h w -> c t h w"), batch["sigma"][i],
+            batch["text"][i], heads=2, depth=2, text_length=6,
+        )  # fmt: skip
+        assert (rearrange(out[i], "t c h w -> c t h w") - truth).abs().max() <= 1e-10 * truth.abs().max()
+
+
+def test_the_network_equals_diffusers_with_copied_weights():
+    diffusers = pytest.importorskip("diffusers")
+    net = randomised(SMALL, dtype=torch.float32)
+    other = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4,
+        text_dim=12, freq_dim=256, ffn_dim=96, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+    )  # fmt: skip
+    other.load_state_dict({diffusers_name(k): v for k, v in net.state_dict().items()})
+    batch = inputs(dtype=torch.float32)
+    level = torch.full_like(batch["sigma"], 0.437)  # diffusers takes one level per sample here
+    ours = net(**{**batch, "sigma": level})
+    padded = nn.functional.pad(batch["text"], (0, 0, 0, 1))
+    theirs = other(
+        rearrange(batch["latents"], "b t c h w -> b c t h w"),
+        timestep=level[:, 0] * 1000,
+        encoder_hidden_states=padded,
+    ).sample
+    error = (rearrange(theirs, "b c t h w -> b t c h w") - ours).abs().max() / ours.abs().max()
+    assert error <= 1e-4  # their sinusoid of the noise level is float32, ours float64
+
+
+def diffusers_name(key: str) -> str:
+    renames = {
+        "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+        "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+        "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+        "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+        "time_projection.1": "condition_embedder.time_proj",
+        "head.modulation": "scale_shift_table",
+        "head.head": "proj_out",
+        ".modulation": ".scale_shift_table",
+        "self_attn": "attn1",
+        "cross_attn": "attn2",
+        ".norm3.": ".norm2.",
+        "ffn.0": "ffn.net.0.proj",
+        "ffn.2": "ffn.net.2",
+    }
+    for ours, theirs in renames.items():
+        key = key.replace(ours, theirs)
+    for letter in "qkv":
+        key = key.replace(f".{letter}.", f".to_{letter}.")
+    return key.replace(".o.", ".to_out.0.")
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "tensors"),
+    [
+        (DiTConfig.wan_1b(control=None), 1_418_996_800, 825),
+        (DiTConfig.wan_14b(control=None), 14_288_491_584, 1095),
+    ],
+)
+def test_public_sizes_have_the_public_number_of_parameters_and_tensors(config, parameters, tensors):
+    with torch.device("meta"):
+        net = DiT(config)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert len(net.state_dict()) == tensors
+
+
+def test_fresh_controls_change_no_bit():
+    plain = randomised(SMALL, dtype=torch.float32)
+    controlled = DiT(dataclasses.replace(SMALL, control=ControlConfig(width=8)))
+    missing, unexpected = controlled.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all("control" in key for key in missing)
+    batch = inputs(dtype=torch.float32)
+    assert torch.equal(plain(**batch), controlled(**batch, controls=controls_of(some_actions())))
+
+
+def test_controls_change_the_output_once_trained_and_poses_act_apart_from_actions():
+    net = randomised(dataclasses.replace(SMALL, control=ControlConfig(width=8)))
+    actions, batch = some_actions().double(), inputs()
+    full, none = net(**batch, controls=controls_of(actions)), net(**batch, controls=None)
+    no_pose = net(**batch, controls=controls_of(actions)._replace(poses=None))
+    null = net(**batch, controls=null_controls(actions))
+    outputs = [full, none, no_pose, null]
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+def test_each_latent_frame_reads_its_own_noise_level():
+    net, batch = randomised(SMALL), inputs()
+    changed = batch["sigma"].clone()
+    changed[:, 2] = 0.9
+    a, b = net.embed_levels(batch["sigma"]), net.embed_levels(changed)
+    for before, after in zip(a, b, strict=True):
+        assert torch.equal(before[:, :2], after[:, :2]) and not torch.equal(before[:, 2], after[:, 2])
+
+
+def test_activation_checkpointing_keeps_values_gradients_and_names():
+    plain, saving = randomised(SMALL), randomised(SMALL)
+    names = list(plain.state_dict())
+    apply_compute(saving.blocks, Compute(checkpoint_activations=True))
+    assert list(saving.state_dict()) == names
+    for net in (plain, saving):
+        net(**inputs()).square().sum().backward()
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12)
+
+
+def test_wrong_inputs_are_named():
+    net, batch = randomised(SMALL), inputs()
+    with pytest.raises(ValueError, match=r"sigma has shape \(2,\)"):
+        net(**{**batch, "sigma": batch["sigma"][:, 0]})
+    with pytest.raises(ValueError, match="up to 6 rows of width 12"):
+        net(**{**batch, "text": torch.zeros(2, 7, 12, dtype=torch.float64)})
+    with pytest.raises(ValueError, match="2x2 patches"):
+        net(**{**batch, "latents": batch["latents"][..., :5]})
+    with pytest.raises(ValueError, match="8 frames of control"):
+        DiT(dataclasses.replace(SMALL, control=ControlConfig(width=8))).double()(
+            **batch, controls=controls_of(some_actions(8))
+        )
+    with pytest.raises(ValueError, match="width=50"):
+        dataclasses.replace(SMALL, width=50, heads=4)

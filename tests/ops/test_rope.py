@@ -1,0 +1,56 @@
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relic.ops.rope import apply_rope, axis_widths, grid_positions, rope_table, yarn_frequencies
+
+
+def test_a_head_of_128_splits_into_44_42_42():
+    assert axis_widths(128) == (44, 42, 42)
+
+
+def test_factor_one_is_the_plain_table():
+    plain = 10_000.0 ** (-2 * torch.arange(22, dtype=torch.float64) / 44)
+    assert torch.equal(yarn_frequencies(44), plain)
+    assert torch.equal(yarn_frequencies(44, factor=1.0), plain)
+
+
+def test_yarn_over_81_latents_keeps_the_fastest_pair_and_divides_all_but_three():
+    kept = yarn_frequencies(44, factor=81 / 21) / yarn_frequencies(44)
+    share = (kept - 21 / 81) / (1 - 21 / 81)  # 1: kept, 0: divided
+    expected = torch.tensor([1.0, 2 / 3, 1 / 3] + [0.0] * 19, dtype=torch.float64)
+    torch.testing.assert_close(share, expected, rtol=0, atol=1e-12)
+
+
+def test_only_the_time_axis_is_stretched():
+    positions = grid_positions(2, 3, 3)
+    plain, stretched = (rope_table(positions, head_width=48, factor=f) for f in (1.0, 3.0))
+    time = axis_widths(48)[0] // 2
+    assert torch.equal(plain[:, time:], stretched[:, time:])
+    assert not torch.equal(plain[:, :time], stretched[:, :time])
+
+
+@given(st.integers(0, 2000), st.integers(0, 2000), st.integers(-500, 500))
+def test_scores_depend_on_distance_alone(a, b, offset):
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, 24, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def score(x, y):
+        at = lambda t: rope_table(torch.tensor([[t, 0, 0]]), head_width=24)  # noqa: E731
+        return (apply_rope(q, at(x)) * apply_rope(k, at(y))).sum()
+
+    assert abs(score(a, b) - score(a + offset, b + offset)) < 1e-9
+
+
+def test_fractional_positions_lie_between_their_neighbours():
+    table = rope_table(torch.tensor([[0.0, 0.5, 0.0]]), head_width=24)
+    time, rows, _ = (w // 2 for w in axis_widths(24))
+    assert math.isclose(table[0, time, 0], math.cos(0.5)) and rows > 0
+
+
+def test_positions_run_frame_then_row_then_column():
+    positions = grid_positions(2, 2, 3, start=5)
+    assert positions[0].tolist() == [5, 0, 0] and positions[1].tolist() == [5, 0, 1]
+    assert positions[3].tolist() == [5, 1, 0] and positions[6].tolist() == [6, 0, 0]
