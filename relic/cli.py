@@ -21,6 +21,7 @@ VERBS = {
     "render": "render an action-labelled data set with the embedded engine",
     "inspect": "print and draw the card of a data set",
     "encode": "encode a data set into latent shards",
+    "report": "sample clips with a fitted teacher and lay them beside the truth",
     "demo": "render, fit and sample a small world, with a report at the end",
 }
 
@@ -71,7 +72,8 @@ def run_stage(words: list[str]) -> None:
     for i, word in enumerate(words[:-1]):
         if word in ("--config", "-c"):
             words[i + 1] = str(find_config(words[i + 1]))
-    RelicCLI.run(words)
+    sys.argv[1:] = words  # further ranks are started with the same words
+    RelicCLI.run(None)
 
 
 def run_verb(name: str, words: list[str]) -> None:

@@ -15,8 +15,7 @@ __all__ = ["RelicCLI"]
 
 
 def checkpoints_in(root: str | None) -> str:
-    """Return the folder of checkpoints: beside the run's other files, so that `--ckpt_path last` finds them.
-    """
+    """Return the folder of checkpoints: beside the run's other files, so that `--ckpt_path last` finds them."""
     return str(Path(root or "runs/default") / "checkpoints")
 
 
@@ -29,6 +28,14 @@ class RelicCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_train_epoch_end": False})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoints_in)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, OSError) as error:
+            while cause := error.__cause__ or error.__context__:
+                error = cause  # type: ignore[assignment] # the parser wraps what our classes say in what it tried
+            self.parser.error(str(error))
 
     @classmethod
     def run(cls, args: Any, *, execute: bool = True) -> RelicCLI:

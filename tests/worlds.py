@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from relic.nn.control import ControlConfig
 from relic.nn.dit import DiTConfig
@@ -60,13 +61,14 @@ class LatentWorld(lightning.LightningDataModule):
         super().__init__()
         self.global_batch, self.batches = global_batch, batches
 
-    def rows(self, *, offset: int = 0) -> list[Batch]:
+    def batches_from(self, offset: int, count: int) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        starts = range(offset, offset + self.batches * self.global_batch, self.global_batch)
-        return [batch(list(range(s + rank, s + self.global_batch, world))) for s in starts]
+        starts = range(offset, offset + count * self.global_batch, self.global_batch)
+        rows = [batch(list(range(s + rank, s + self.global_batch, world))) for s in starts]
+        return DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
 
-    def train_dataloader(self) -> list[Batch]:
-        return self.rows()
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self.batches_from(0, self.batches)
 
-    def val_dataloader(self) -> list[Batch]:
-        return self.rows(offset=10_000)[:2]
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.batches_from(10_000, 2)

@@ -11,7 +11,7 @@ __all__ = ["draw_pivot", "palindrome_indices", "stride_between", "window_actions
 
 
 def palindrome_indices(num_frames: int, pivot: int) -> Tensor:
-    """Return which frames a time-reversed window shows: f_1..f_t*, f_{t*-1}..f_{2t*-T} (paper §3, made exact).
+    """Return the frames a time-reversed window shows: f_1..f_t*, f_{t*-1}..f_{2t*-T} (paper §3).
 
     num_frames: T. pivot: t*, the number of frames before time turns back; T shows the window as it is.
     Returns (T,) int64, counted from 0.
@@ -35,9 +35,10 @@ def draw_pivot(num_frames: int, *, uniform: float) -> int:
 def window_actions(c2w: Tensor, *, d_bar: float, stride: int = 1, pivot: int | None = None) -> Tensor:
     """Return the actions (f, 13) float32 of a window from its poses; its first frame is static.
 
-    c2w: (f, 4, 4) poses of the window at the strided rate, before any palindrome. d_bar: of the source recording at
-    its stored rate; frames `stride` apart move that many times as far. With a pivot, the actions of the way back
-    come from the reversed poses.
+    c2w: (f, 4, 4) poses of the window at the strided rate, before any palindrome. d_bar: of the source
+        recording at
+    its stored rate; frames `stride` apart move that many times as far. With a pivot, the actions of the way
+    back come from the reversed poses.
     """
     if pivot is not None:
         c2w = c2w[palindrome_indices(len(c2w), pivot)]
@@ -53,7 +54,7 @@ def stride_between(stored_fps: float, fps: float) -> int:
     stride = round(stored_fps / fps)
     if stride < 1 or abs(stored_fps - stride * fps) > 1e-3 * fps:
         raise ValueError(
-            f"recordings at {stored_fps:g} fps cannot be played at {fps:g}: the ratio must be a whole number; "
-            f"set fps to {stored_fps:g} or a divisor of it, or record again."
+            f"recordings at {stored_fps:g} fps cannot be played at {fps:g}: the ratio must be a whole "
+            f"number; set fps to {stored_fps:g} or a divisor of it, or record again."
         )
     return stride

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relic.data.index import Index, Row
-from relic.data.reader import WindowReader
+from relic.data.index import Index
+from relic.data.reader import WindowReader, captions_from
 from relic.data.sampling import FixedPlan, Split, Window
 from relic.data.schema import CLIP_SCHEMA, JSON, load_json
 from relic.data.select import check_shape, lay_out, rows_of, split_rows
@@ -32,7 +32,7 @@ def read_clips(
     clip: ClipSpec | None = None,
     balance: float = 0.0,
 ) -> list[Clip]:
-    """Read `num_clips` windows of `num_frames` from recordings of a split, always the same for equal arguments.
+    """Read `num_clips` windows of `num_frames` of a split's recordings, the same for equal arguments.
 
     Args:
         root: Folder or fsspec URL of a dataset of recordings.
@@ -59,7 +59,8 @@ def read_clips(
     windows = lay_out(rows, num_frames=num_frames, fps=fps, balance=balance)
     if len(windows) < num_clips:
         raise ValueError(
-            f"{root}: the {split} scenes hold {len(windows)} windows of {num_frames} frames, {num_clips} were asked for."
+            f"{root}: the {split} scenes hold {len(windows)} windows of {num_frames} frames, "
+            f"{num_clips} were asked for."
         )
     plan = FixedPlan.of(windows, seed=seed, stage=split, batch=len(windows))
     storage = Storage(root)
@@ -84,13 +85,22 @@ def _read(storage: Storage, window: Window, *, clip: ClipSpec | None) -> Clip:
     height, width = (row.height, row.width) if clip is None else (clip.height, clip.width)
     reader = WindowReader(storage, size=(height, width), content="video", words=1)
     offset, length = row.ranges[JSON]
-    description = load_json(storage.read(row.shard, offset=offset, length=length), schema=CLIP_SCHEMA, key=row.key)
+    data = storage.read(row.shard, offset=offset, length=length)
+    description = load_json(data, schema=CLIP_SCHEMA, key=row.key)
+    intrinsics_px = torch.tensor(description["intrinsics_px"], dtype=torch.float64)
     return Clip(
         video=torch.from_numpy(reader.video(window)),
         c2w=reader.poses(window),
-        intrinsics_px=_scaled(torch.tensor(description["intrinsics_px"]).double(), row, height=height, width=width),
+        intrinsics_px=scale_intrinsics(intrinsics_px, factor=height / row.height),
         fps=row.fps / window.stride,
         d_bar=row.d_bar * window.stride,
         captions=captions_from(row, start=window.start),
-        provenance=description["provenance"] | {"key": row.key, "start": window.start, "stride": window.stride},
+        provenance=description["provenance"]
+        | {"key": row.key, "start": window.start, "stride": window.stride},
     )
+
+
+def scale_intrinsics(intrinsics_px: Tensor, *, factor: float) -> Tensor:
+    """Scale `fx fy cx cy` (4,) with the picture; pixel centres are integers, so edges lie at -0.5."""
+    fx, fy, cx, cy = intrinsics_px
+    return torch.stack([fx * factor, fy * factor, (cx + 0.5) * factor - 0.5, (cy + 0.5) * factor - 0.5])

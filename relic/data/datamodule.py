@@ -1,4 +1,4 @@
-"""The data module: batches of windows from an indexed dataset, the same on any number of ranks and workers."""
+"""The data module: batches of windows from a dataset, the same on any number of ranks and workers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["WorldDataModule"]
 class WorldDataModule(LightningDataModule):
     """Yields `relic.types.Batch` from a dataset of shards with an index.
 
-    Every draw is a pure function of (seed, batch index, place in the global batch); the batch index counts consumed
-    training batches, runs on across epochs and is saved with checkpoints. So two ranks read what one would, and a
-    resumed run goes on where it stopped, with any number of workers.
+    Every draw is a pure function of (seed, batch index, place in the global batch); the batch index counts
+    consumed training batches, runs on across epochs and is saved with checkpoints. So two ranks read what
+    one would, and a resumed run goes on where it stopped, with any number of workers.
 
     Args:
         root: Folder or fsspec URL of the dataset, which holds `index.parquet` and `shards/`.
@@ -34,8 +34,10 @@ class WorldDataModule(LightningDataModule):
         batches_per_epoch: Batches in what the trainer calls an epoch.
         workers: Reading processes on each rank.
         seed: Of sample order, windows, augmentation and noise keys.
-        palindromes: Share of training windows that turn back in time; for video only, latents carry it in the shards.
-        balance: How much rare actions are favoured: 0 not at all, 1 until dominant actions are equally likely.
+        palindromes: Share of training windows that turn back in time; for video only, latents carry it in
+            the shards.
+        balance: How much rare actions are favoured: 0 not at all, 1 until dominant actions are equally
+            likely.
         validation_scenes: Scenes kept from training for validation.
         evaluation_scenes: Scenes kept from training and validation for the final test.
         validation_windows: Fixed windows in a validation or test run, over all ranks.
@@ -86,8 +88,8 @@ class WorldDataModule(LightningDataModule):
             raise ValueError(f"content={content!r} must be 'latents', 'trajectory' or 'video'.")
         if palindromes and content != "video":
             raise ValueError(
-                f"palindromes={palindromes} with content={content!r}: encoded windows cannot be turned back in time; "
-                "set palindromes=0 here and turn them when encoding."
+                f"palindromes={palindromes} with content={content!r}: encoded windows cannot be turned "
+                "back in time; set palindromes=0 here and turn them when encoding."
             )
         self.root = root
         self.clip = clip
@@ -104,13 +106,15 @@ class WorldDataModule(LightningDataModule):
         self.max_corrupt = max_corrupt
         self.vae = vae
         self.words = words
-        self._reader = WindowReader(Storage(root), clip=clip, content=content, words=words)
+        self._reader = WindowReader(
+            Storage(root), size=(clip.height, clip.width), content=content, words=words
+        )
         self._rows: dict[Split, tuple[Row, ...]] = {}
         self._resumed = 0  # the batch index loaded from a checkpoint
         self._processed_before = 0  # batches the trainer counted before that one
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the index and check all that can be checked before time is spent. Repeated calls read it anew."""
+        """Read the index and check all that can be checked before time is spent."""
         self._check_trainer()
         index = Index.open(self.root)
         self._say_what_is_left_out(index)
@@ -143,7 +147,7 @@ class WorldDataModule(LightningDataModule):
         windows = [self._windows("train", num_frames) for num_frames in self.clip.horizons]
         plan = TrainPlan(windows=windows, seed=self.seed, palindromes=self.palindromes)
         self._processed_before = self._processed() - self._resumed if self._resumed else 0
-        return self._loader(plan, self._training_places, length=self.batches_per_epoch)
+        return self._loader(plan, self._training_places, length=self.batches_per_epoch, keep_workers=True)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._fixed_loader("validation") if self.validation_scenes else []
@@ -172,7 +176,7 @@ class WorldDataModule(LightningDataModule):
         return progress.processed  # not `completed`: checkpoints are written between the two
 
     def _training_places(self) -> Iterator[list[Place]]:
-        """Yield the places of an epoch from the current batch on; the trainer stops early when resumed inside one."""
+        """Yield an epoch's places from the current batch on; resumed inside it, the trainer stops early."""
         first = self.batch_index
         if self.trainer is None:
             self._resumed += self.batches_per_epoch  # alone, each pass over the loader is an epoch
@@ -189,18 +193,21 @@ class WorldDataModule(LightningDataModule):
             for batch_index, size in enumerate(sizes):
                 yield [Place(batch_index, place) for place in self._share(size)]
 
-        return self._loader(plan, places, length=len(sizes))
+        return self._loader(plan, places, length=len(sizes), keep_workers=False)
 
     def _windows(self, split: Split, num_frames: int) -> Windows:
         return lay_out(self._rows[split], num_frames=num_frames, fps=self.clip.fps, balance=self.balance)
 
-    def _loader(self, plan: Plan, places: Callable[[], Iterator[list[Place]]], *, length: int) -> BatchLoader:
+    def _loader(
+        self, plan: Plan, places: Callable[[], Iterator[list[Place]]], *, length: int, keep_workers: bool
+    ) -> BatchLoader:
         return BatchLoader(
             WindowDataset(self._reader, plan),
             places,
             length=length,
             workers=self.workers,
             max_corrupt=self.max_corrupt,
+            keep_workers=keep_workers,
             warn=rank_zero_warn,
         )
 

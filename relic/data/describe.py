@@ -1,4 +1,4 @@
-"""What the index says of a sample: its description checked, its motion measured, or the reason it cannot be used."""
+"""What the index says of a sample: its description and motion, or the reason it cannot be used."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ AWAY_S: Final = 2.0
 LOOKS_A_SECOND: Final = 4  # poses compared, so that minutes of video stay a small matrix
 
 BLANK: Final[dict[str, Any]] = {
-    "scene": "", "valid": False, "reason": "", "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "d_bar": 1.0,
-    "translates": False, "captions": [], "action_sums": [], "speed": 0.0, "turn_deg": 0.0, "revisit_share": 0.0,
-    "revisit_gap_s": 0.0, "source": "", "start": 0, "pivot": None, "vae_sha256": "",
+    "scene": "", "valid": False, "reason": "", "num_frames": 0, "fps": 0.0, "height": 0, "width": 0,
+    "d_bar": 1.0, "translates": False, "captions": [], "action_sums": [], "speed": 0.0, "turn_deg": 0.0,
+    "revisit_share": 0.0, "revisit_gap_s": 0.0, "source": "", "start": 0, "pivot": None, "vae_sha256": "",
 }  # fmt: skip
 
 
 def describe_sample(file: BinaryIO, members: Sequence[Member]) -> dict[str, Any]:
-    """Return the index columns of a sample that are not its place. Never raises for bad content: it is the `reason`.
+    """Return the index columns of a sample that are not its place; what is wrong with it is the `reason`.
 
     file: the opened shard; members: those of one sample.
     """
@@ -68,7 +68,8 @@ def _clip(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
     frames = count_frames(RangeFile(_reader(file, video), video.length))
     if not frames == len(c2w) == description["num_frames"]:
         raise ValueError(
-            f"{frames} video frames, {len(c2w)} poses, num_frames={description['num_frames']}: all must agree."
+            f"{frames} video frames, {len(c2w)} poses, num_frames={description['num_frames']}: "
+            "all must agree."
         )
     fields = ("num_frames", "fps", "height", "width", "d_bar", "translates", "captions")
     row = {name: description[name] for name in fields}
@@ -116,7 +117,7 @@ def _latents(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
 
 
 def _motion(actions: Tensor, c2w: Tensor, *, fps: float, d_bar: float) -> dict[str, Any]:
-    """Measure actions (f, 13) and poses (f, 4, 4) whose positions are in units such that a mean step is `d_bar`."""
+    """Measure actions (f, 13) and poses (f, 4, 4), in whose unit a mean step is `d_bar`."""
     a_second = max(1, round(fps))
     seconds = actions.split(a_second)
     c2w = c2w.double()
@@ -133,15 +134,15 @@ def _motion(actions: Tensor, c2w: Tensor, *, fps: float, d_bar: float) -> dict[s
 
 
 def revisits(c2w: Tensor, *, fps: float, d_bar: float) -> Tensor:
-    """Return for looks at a few poses a second how long the view had been away when it came back, 0 if it did not.
+    """Return for a few looks a second how long the view had been away when it came back, 0 if it did not.
 
-    A view is near another within 8 d̄ and 20 degrees; it comes back if it was near an earlier pose and then, for at
-    least 2 s, near none. c2w: (f, 4, 4) -> (looks,) seconds.
+    A view is near another within 8 d̄ and 20 degrees; it comes back if it was near an earlier pose and
+    then, for at least 2 s, near none. c2w: (f, 4, 4) -> (looks,) seconds.
     """
     stride = max(1, round(fps / LOOKS_A_SECOND))
     looks = c2w[::stride].double()
     distance = torch.cdist(looks[:, :3, 3], looks[:, :3, 3], compute_mode="donot_use_mm_for_euclid_dist")
-    # trace(A Bᵀ) of every pair: the cosine of the turn between two views, without building the (n, n, 3, 3) products
+    # trace(A Bᵀ) of every pair gives the turn between two views without the (n, n, 3, 3) products
     flat = looks[:, :3, :3].flatten(1)
     cosine = ((flat @ flat.mT) - 1) / 2
     near = (distance <= NEAR_STEPS * d_bar) & (cosine >= float(np.cos(np.deg2rad(NEAR_TURN_DEG))))

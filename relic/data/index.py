@@ -1,7 +1,7 @@
 """The index of a dataset: one Parquet row a sample, with where its bytes lie and what can be selected by.
 
-Training never scans shards: it selects rows here and reads byte ranges. Writing reads every description, pose and
-action array, and of videos the header; problems are recorded in the row, not raised.
+Training never scans shards: it selects rows here and reads byte ranges. Writing reads every description,
+pose and action array, and of videos the header; problems are recorded in the row, not raised.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ INDEX_NAME: Final = "index.parquet"
 INDEX_SCHEMA: Final = "relic-index/1"
 
 # column names of the byte ranges: {column}_offset, {column}_length
-COLUMNS: Final = {VIDEO: "video", C2W: "c2w", JSON: "json", LATENTS: "latents", TRAJECTORY: "trajectory", ACTIONS: "actions"}  # fmt: skip
+COLUMNS: Final = {
+    VIDEO: "video",
+    C2W: "c2w",
+    JSON: "json",
+    LATENTS: "latents",
+    TRAJECTORY: "trajectory",
+    ACTIONS: "actions",
+}
 
 TABLE: Final = pa.schema(
     [
@@ -134,12 +141,19 @@ class Index:
 
     @classmethod
     def open(cls, root: str | Path) -> Index:
-        """Read the index of the dataset at `root`, a folder or fsspec URL, and check that its shards are there.
+        """Read the index of the dataset at `root`, a folder or fsspec URL, and check its shards.
 
         Raises:
             FileNotFoundError: If the folder, the index or shards are missing; shards are listed.
             ValueError: If the index has another schema, or a shard is shorter than indexed.
         """
+        index = cls.read(root)
+        index.check_shards()
+        return index
+
+    @classmethod
+    def read(cls, root: str | Path) -> Index:
+        """Read the index alone, as `open` does, without looking at the shards."""
         storage = Storage(root)
         if not storage.exists(INDEX_NAME):
             if not storage.exists(""):
@@ -156,22 +170,15 @@ class Index:
                 f"{root}/{INDEX_NAME} has schema {found!r}, this version of relic reads {INDEX_SCHEMA!r}; "
                 "write it again with relic.data.write_index(root)."
             )
-        index = cls(
-            str(root),
-            tuple(_row(values) for values in table.to_pylist()),
-            json.loads(metadata[b"relic.damaged"]),
-        )
-        index._check_shards(storage)
-        return index
-
-    def valid(self, kind: str) -> tuple[Row, ...]:
-        """Return the usable samples of a kind, "clip" or "latents"."""
-        return tuple(row for row in self.rows if row.valid and row.kind == kind)
+        rows = tuple(_row(values) for values in table.to_pylist())
+        return cls(str(root), rows, json.loads(metadata[b"relic.damaged"]))
 
     def invalid(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if not row.valid)
 
-    def _check_shards(self, storage: Storage) -> None:
+    def check_shards(self) -> None:
+        """Raise, listing them, if shards are missing or shorter than indexed."""
+        storage = Storage(self.root)
         needed: dict[str, int] = defaultdict(int)
         for row in self.rows:
             ends = [offset + length for offset, length in row.ranges.values()]
@@ -180,7 +187,7 @@ class Index:
         missing = sorted(shard for shard, size in sizes.items() if size is None)
         if missing:
             raise FileNotFoundError(
-                f"{self.root}: {len(missing)} of {len(needed)} shards in the index are missing: {_some(missing)}; "
+                f"{self.root}: {len(missing)} of {len(needed)} indexed shards are missing: {_some(missing)}; "
                 "bring them back, or write the index again with relic.data.write_index(root)."
             )
         short = sorted(shard for shard, size in sizes.items() if size is not None and size < needed[shard])
@@ -192,11 +199,11 @@ class Index:
 
 
 def write_index(root: Path) -> Path:
-    """Write `root/index.parquet` from `root/shards/*.tar`, atomically, with the same bytes for the same shards.
+    """Write `root/index.parquet` from `root/shards/*.tar`, atomic, the same bytes for the same shards.
 
-    Samples that training must not use (NaN, non-rigid or mirrored poses, counts that disagree, unreadable members, a
-    key used twice) get `valid=False` and a `reason`. Of a damaged shard the whole samples are kept, the shard is named
-    in a warning and in `Index.damaged`.
+    Samples that training must not use (NaN, non-rigid or mirrored poses, counts that disagree, unreadable
+    members, a key used twice) get `valid=False` and a `reason`. Of a damaged shard the whole samples are
+    kept, the shard is named in a warning and in `Index.damaged`.
 
     Returns:
         The path of the index.

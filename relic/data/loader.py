@@ -1,4 +1,4 @@
-"""Batches in the order of a plan, whatever the number of workers, with unreadable windows replaced and counted."""
+"""Batches in the order of a plan, with any number of workers; unreadable windows are replaced and counted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Failure(NamedTuple):
 
 
 class WindowDataset(Dataset[Any]):
-    """Maps places to a batch and the failures met on the way. The batch is made where it is read, in one piece.
+    """Maps places to a batch, made where it is read, and the failures met on the way.
 
     Args:
         reader: Reads a window.
@@ -69,7 +69,7 @@ class WindowDataset(Dataset[Any]):
 
 
 class BatchLoader:
-    """Yields batches and keeps count of what could not be read. Sized, so that the trainer prefetches nothing itself.
+    """Yields batches and counts what could not be read. Sized, so that the trainer prefetches nothing.
 
     Args:
         dataset: Maps places to a batch.
@@ -77,6 +77,7 @@ class BatchLoader:
         length: Batches an epoch.
         workers: Processes that read; 0 reads in this one.
         max_corrupt: Share of unreadable samples above which iteration fails.
+        keep_workers: Whether workers live on between epochs.
         warn: Where to say which sample was unreadable.
     """
 
@@ -88,6 +89,7 @@ class BatchLoader:
         length: int,
         workers: int,
         max_corrupt: float,
+        keep_workers: bool,
         warn: Callable[[str], None] = logger.warning,
     ) -> None:
         self._length = length
@@ -100,7 +102,7 @@ class BatchLoader:
             batch_sampler=_Fresh(places),
             num_workers=workers,
             collate_fn=_identity,
-            persistent_workers=workers > 0,
+            persistent_workers=keep_workers and workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch advances the global generator
         )
@@ -123,12 +125,13 @@ class BatchLoader:
         if self.corrupt > self._max_corrupt * max(self.drawn, GRACE):
             names = ", ".join(f"{key} in {shard}" for key, shard in sorted(self._named))
             raise RuntimeError(
-                f"{self.corrupt} of {self.drawn} samples could not be read, more than max_corrupt={self._max_corrupt:g}: "
-                f"{names}. Repair the dataset (`relic inspect` lists what is wrong), or raise max_corrupt."
+                f"{self.corrupt} of {self.drawn} samples could not be read, more than "
+                f"max_corrupt={self._max_corrupt:g}: {names}. "
+                "Repair the dataset (`relic inspect` lists what is wrong), or raise max_corrupt."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the data module saves the batch index. That it can be asked tells the trainer it resumes."""
+        """Return nothing: the data module saves the batch index. To the trainer it says: resumable."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

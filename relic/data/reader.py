@@ -1,4 +1,4 @@
-"""Read one window of a dataset by byte ranges: poses and captions first, then the frames or latents it needs."""
+"""Read one window of a dataset by byte ranges: its poses, its words and the frames or latents it needs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from relic.data.storage import Storage
 from relic.data.video import decode_video
 from relic.ops.camera import check_rigid
 from relic.ops.words import word_ids
-from relic.types import ClipSpec, latents_of
+from relic.types import latents_of
 
-__all__ = ["CAPTION_S", "WindowReader", "caption_of"]
+__all__ = ["CAPTION_S", "WindowReader", "caption_of", "captions_from"]
 
 CAPTION_S = 5.0  # seconds a caption speaks of
 
 
 class WindowReader:
-    """Reads windows of a dataset in the shape of `clip`. May be sent to worker processes.
+    """Reads windows of a dataset. May be sent to worker processes.
 
     Args:
         storage: Where the dataset lies.
-        clip: Size and rate of what is read.
+        size: (height, width) that frames are scaled to.
         content: Which member of a sample is read.
         words: Length of the text in word ids.
     """
 
-    def __init__(self, storage: Storage, *, clip: ClipSpec, content: Content, words: int) -> None:
+    def __init__(self, storage: Storage, *, size: tuple[int, int], content: Content, words: int) -> None:
         self.storage = storage
-        self.clip = clip
+        self.size = size
         self.content = content
         self.words = words
 
@@ -58,13 +58,12 @@ class WindowReader:
         return Sample(content, actions, text, row.d_bar * window.stride, window.key)
 
     def video(self, window: Window) -> np.ndarray:
-        """Decode the frames of a window -> (f, h, w, 3) uint8. Of a palindrome, only the way there is decoded."""
+        """Decode a window -> (f, h, w, 3) uint8. Of a palindrome, only the way there is decoded."""
         offset, length = window.row.ranges[VIDEO]
         forward = window.pivot or window.num_frames
         file = self.storage.open_range(window.row.shard, offset=offset, length=length)
-        size = (self.clip.height, self.clip.width)
         stop = window.start + (forward - 1) * window.stride + 1
-        video = decode_video(file, start=window.start, stop=stop, step=window.stride, size=size)
+        video = decode_video(file, start=window.start, stop=stop, step=window.stride, size=self.size)
         return video if window.pivot is None else video[palindrome_indices(window.num_frames, window.pivot)]
 
     def poses(self, window: Window) -> Tensor:
@@ -79,7 +78,7 @@ class WindowReader:
         return c2w
 
     def _latents(self, window: Window) -> Tensor:
-        """Read a prefix of encoded latents (t, c, h, w), or of the states of a trajectory (s, t, c, h, w), float16."""
+        """Read a prefix of latents (t, c, h, w), or of a trajectory's states (s, t, c, h, w), float16."""
         name, axis = (LATENTS, 0) if self.content == "latents" else (TRAJECTORY, 1)
         array = load_array(self._member(window.row, name), key=f"{window.row.key}.{name}")
         array = array.take(range(latents_of(window.num_frames)), axis=axis)
@@ -92,8 +91,11 @@ class WindowReader:
         return self.storage.read(row.shard, offset=offset, length=length)
 
 
+def captions_from(row: Row, *, start: int) -> tuple[str, ...]:
+    """Return the captions from a window's first 5-s segment on; the last one speaks for what follows."""
+    return row.captions[min(int(start / row.fps / CAPTION_S), len(row.captions) - 1) :]
+
+
 def caption_of(row: Row, *, start: int) -> str:
-    """Return the caption of the 5-s segment in which a window starts; the last one speaks for what follows."""
-    if not row.captions:
-        return ""
-    return row.captions[min(int(start / row.fps / CAPTION_S), len(row.captions) - 1)]
+    """Return the caption of a window: that of its first segment, empty if there is none."""
+    return next(iter(captions_from(row, start=start)), "")

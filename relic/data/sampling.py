@@ -44,7 +44,7 @@ class Plan(Protocol):
 def split_scenes(
     scenes: Iterable[str], *, validation_scenes: int, evaluation_scenes: int
 ) -> dict[str, Split]:
-    """Assign every scene to a split. Scenes are ranked by a hash of their name: neither order nor seed matters."""
+    """Assign every scene to a split, by rank of a hash of its name: neither order nor seed matters."""
     ranked = sorted(set(scenes), key=lambda scene: derive_seed("held-out scene", scene))
     splits: dict[str, Split] = {}
     for rank, scene in enumerate(ranked):
@@ -61,8 +61,8 @@ def rank_places(global_batch: int, *, rank: int, world_size: int) -> range:
     """
     if global_batch % world_size:
         raise ValueError(
-            f"a batch of {global_batch} cannot be shared by {world_size} ranks; global_batch and validation_windows "
-            f"must be multiples of {world_size}."
+            f"a batch of {global_batch} cannot be shared by {world_size} ranks; global_batch and "
+            f"validation_windows must be multiples of {world_size}."
         )
     return range(rank, global_batch, world_size)
 
@@ -91,10 +91,10 @@ class Windows:
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, num_frames: int, fps: float, balance: float) -> Windows:
-        """Lay out the windows of `rows` and weigh them: inverse frequency of the dominant channel, ^ `balance`.
+        """Lay out the windows of `rows`, weighed by inverse frequency of the dominant channel, ^ `balance`.
 
-        An encoded sample is one window, of which a prefix may be taken. `balance` 0 leaves windows equally likely, 1
-        makes the dominant channels so.
+        An encoded sample is one window, of which a prefix may be taken. `balance` 0 leaves windows equally
+        likely, 1 makes the dominant channels so.
         """
         row_of, start_of, sums = [], [], []
         for place, row in enumerate(rows):
@@ -169,7 +169,7 @@ class FixedPlan:
 
     @classmethod
     def of(cls, windows: Windows, *, seed: int, stage: str, batch: int) -> FixedPlan:
-        """Order the windows by a weighted draw without repeats: -log(u)/weight, smallest first (Efraimidis)."""
+        """Order windows by a weighted draw without repeats: smallest -log(u)/weight first (Efraimidis)."""
         chances = np.diff(windows.cumulative, prepend=0.0)
         generator = keyed_generator(seed, stage, "windows")
         uniform = torch.rand(len(chances), generator=generator, dtype=torch.float64).numpy()

@@ -44,15 +44,19 @@ ACTIONS: Final = "actions.npy"
 JSON: Final = "json"
 
 FIELDS: Final = {  # of the description, by schema
-    CLIP_SCHEMA: ("num_frames", "fps", "height", "width", "intrinsics_px", "d_bar", "translates", "captions", "provenance"),
+    CLIP_SCHEMA: (
+        "num_frames", "fps", "height", "width", "intrinsics_px", "d_bar", "translates", "captions",
+        "provenance",
+    ),
     LATENTS_SCHEMA: (
-        "num_frames", "fps", "height", "width", "d_bar", "caption", "scene", "source", "start", "pivot", "vae_sha256",
+        "num_frames", "fps", "height", "width", "d_bar", "caption", "scene", "source", "start", "pivot",
+        "vae_sha256",
     ),
 }  # fmt: skip
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError unless `key` names a sample: webdataset cuts names at the first dot, tar at slashes."""
+    """Raise ValueError unless `key` names a sample: webdataset cuts names at the first dot."""
     if not re.fullmatch(r"[A-Za-z0-9_+=@-]+", key):
         raise ValueError(
             f"sample key {key!r} must be letters, digits and _+=@- (a dot or a slash would split the name)."

@@ -27,10 +27,13 @@ def rows_of(index: Index, *, content: Content) -> tuple[Row, ...]:
     if not rows:
         there = sorted({name for row in index.rows for name in row.ranges})
         reasons = sorted({f"{row.key}: {row.reason}" for row in index.invalid()})[:5]
-        how = {"video": "`relic render`", "latents": "`relic encode`", "trajectory": "`relic ode-pairs`"}[content]
+        how = {"video": "`relic render`", "latents": "`relic encode`", "trajectory": "`relic ode-pairs`"}[
+            content
+        ]
         raise ValueError(
-            f"{index.root} holds no usable {member}, which content={content!r} needs ({how} writes it); it holds "
-            f"{', '.join(there) or 'nothing'}" + (f"; invalid: {'; '.join(reasons)}." if reasons else ".")
+            f"{index.root} holds no usable {member}, which content={content!r} needs ({how} writes it); it "
+            f"holds {', '.join(there) or 'nothing'}"
+            + (f"; invalid: {'; '.join(reasons)}." if reasons else ".")
         )
     return rows
 
@@ -74,12 +77,12 @@ def check_shape(rows: Sequence[Row], *, clip: ClipSpec, content: Content) -> Non
             if asked != stored or stride != 1:
                 raise ValueError(
                     f"{where} was encoded from {stored} at {row.fps:g} fps, the clip asked for is {asked} at "
-                    f"{clip.fps}; latents cannot be resized: encode the recordings again at that size and rate."
+                    f"{clip.fps}; latents cannot be resized: encode again so."
                 )
         elif row.height * clip.width != row.width * clip.height or row.height < clip.height:
             raise ValueError(
-                f"{where} is {stored}, the clip asked for is {asked}; frames are only scaled down at the same "
-                "aspect: set clip.height and clip.width to match, or crop the recordings when importing them."
+                f"{where} is {stored}, the clip asked for is {asked}; frames are only scaled down, at "
+                "the same aspect: set clip.height and clip.width to match, or crop when importing."
             )
 
 
@@ -96,8 +99,8 @@ def check_vae(rows: Sequence[Row], *, vae: str) -> None:
     for row in rows:
         if row.vae_sha256 != found:
             raise ValueError(
-                f"{row.key} in {row.shard} was encoded by a VAE with sha256 {row.vae_sha256}, but vae={vae} has "
-                f"{found}; give that VAE, or encode the recordings again with this one."
+                f"{row.key} in {row.shard} was encoded by a VAE with sha256 {row.vae_sha256}, but "
+                f"vae={vae} has {found}; give that VAE, or encode the recordings again with this one."
             )
 
 
@@ -112,8 +115,8 @@ def lay_out(rows: Sequence[Row], *, num_frames: int, fps: float, balance: float)
         longest = max(rows, key=lambda row: row.num_frames / row.fps)
         frames = (longest.num_frames - 1) // stride_between(longest.fps, fps) + 1
         raise ValueError(
-            f"a horizon of {num_frames} frames is longer than every one of the {len(rows)} samples; the longest, "
-            f"{longest.key}, has {frames} at {fps:g} fps: shorten clip.horizons or record longer."
+            f"a horizon of {num_frames} frames is longer than every one of the {len(rows)} samples; the "
+            f"longest, {longest.key}, has {frames} at {fps:g} fps: shorten clip.horizons or record longer."
         )
     return windows
 

@@ -62,7 +62,8 @@ def pack_sample(
         provenance: Plain JSON values; must name the `scene`, by which recordings are held out.
 
     Raises:
-        ValueError: If a pose is not rigid, counts differ, a frame has another shape, or the scene is not named.
+        ValueError: If a pose is not rigid, counts differ, a frame has another shape, or the scene is not
+            named.
     """
     check_rigid(c2w)
     if c2w.ndim != 3:
@@ -73,7 +74,8 @@ def pack_sample(
         raise ValueError(f"fps={fps} must be positive.")
     if not str(provenance.get("scene", "")):
         raise ValueError(
-            f'provenance must name the "scene" (recordings are held out by scene); it has {sorted(provenance)}.'
+            'provenance must name the "scene" (recordings are held out by scene); '
+            f"it has {sorted(provenance)}."
         )
     video, (num_frames, height, width) = encode_video(frames, fps=fps)
     if num_frames != len(c2w):
@@ -140,8 +142,8 @@ def unpack_sample(members: Mapping[str, bytes]) -> Clip:
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
     """Write samples, (key, members by name), to a tar that appears whole or not at all.
 
-    Samples are taken one at a time, so a generator may render while the shard is written. The bytes depend on the
-    samples alone: no times, owners or modes.
+    Samples are taken one at a time, so a generator may render while the shard is written. The bytes depend
+    on the samples alone: no times, owners or modes.
 
     Raises:
         ValueError: If a key is malformed, comes twice, or a sample has no member.

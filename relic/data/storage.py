@@ -19,7 +19,7 @@ LOCAL_BLOCK: Final = 1 << 16
 
 
 class Storage:
-    """A dataset's folder or fsspec URL. Handles are opened by the process that reads, so it may be sent to workers.
+    """A dataset's folder or fsspec URL. Each process opens its own handles, so it may be sent to workers.
 
     Args:
         root: A folder, or a URL such as `s3://bucket/dataset` or `https://host/dataset`.

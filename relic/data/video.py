@@ -1,4 +1,4 @@
-"""H.264 in memory: frames -> mp4 bytes, and a window of an mp4 -> frames, decoding only what the window needs."""
+"""H.264 in memory: frames -> mp4 bytes, a window of an mp4 -> frames, decoding only what it needs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def encode_video(frames: Iterable[np.ndarray], *, fps: float) -> tuple[bytes, tu
                 stream.options = {"crf": QUALITY, "preset": "ultrafast"}  # no B-frames: pts are in order
             if frame.shape != shape or frame.dtype != np.uint8:
                 raise ValueError(
-                    f"frame {count} is {frame.shape} {frame.dtype}; all frames of a recording must be {shape} uint8."
+                    f"frame {count} is {frame.shape} {frame.dtype}; all frames must be {shape} uint8."
                 )
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture.pts, picture.time_base = count, 1 / stream.codec_context.framerate
@@ -118,7 +118,7 @@ def decode_video(
 
 
 def _from(container, stream, start: int):  # type: ignore[no-untyped-def]  # PyAV's generics differ by version
-    """Yield (frame number, frame) from the key frame at or before `start`; numbers below `start` are left out."""
+    """Yield (frame number, frame) from `start` on, decoding from the key frame at or before it."""
     origin = stream.start_time or 0
     ticks = 1 / (stream.time_base * stream.average_rate)  # of the time base, a frame
     if start:

@@ -63,10 +63,6 @@ class RelicModule(LightningModule):
             raise ValueError(
                 f"ema_decay={ema_decay} must lie between 0 and 1, or be null for no moving average."
             )
-        if init is not None and not Path(init.path).is_file():
-            raise FileNotFoundError(
-                f"init.path={init.path} does not exist; fit the stage that writes it first."
-            )
         self.init = init
         self.optimizer_callable = optimizer
         self.warmup_steps = warmup_steps

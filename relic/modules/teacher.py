@@ -12,7 +12,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from relic.modules.base import Frozen, RelicModule, adamw
-from relic.nn.checkpoints import WeightsSource
+from relic.nn.checkpoints import WeightsSource, read_header
+from relic.nn.control import ControlConfig
 from relic.nn.denoiser import Denoiser, EulerSampler
 from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
@@ -105,11 +106,11 @@ class TeacherExtension(RelicModule):
         apply_compute(net.dit.blocks, self.compute)
 
     def export_config(self) -> Mapping[str, Any]:
-        words = dataclasses.asdict(self.words) if self.words else None
         return {
             "dit": dataclasses.asdict(self.net_config),
-            "words": words,
+            "words": dataclasses.asdict(self.words) if self.words else None,
             "clip": dataclasses.asdict(self.clip),
+            "sampler": dataclasses.asdict(self.sampler),
         }
 
     # -- loss ------------------------------------------------------------------------------------------------
@@ -181,6 +182,24 @@ class TeacherExtension(RelicModule):
             losses[f"{bucket / count:.2f}-{(bucket + 1) / count:.2f}"] = loss.mean()
         return losses
 
+    @classmethod
+    def from_file(cls, path: str, *, vae: str | None = None, **settings: Any) -> TeacherExtension:
+        """Rebuild an exported teacher; `settings` are further arguments, e.g. `sampler=`."""
+        config = read_header(path, kind=cls.kind)["config"]
+        net = dict(config["dit"])
+        control = net.pop("control")
+        module = cls(
+            net=DiTConfig(**net, control=ControlConfig(**control) if control else None),
+            clip=ClipSpec(**{**config["clip"], "horizons": tuple(config["clip"]["horizons"])}),
+            words=WordTableConfig(**config["words"]) if config["words"] else None,
+            vae=vae,
+            init=WeightsSource(path=path),
+            ema_decay=None,
+            **{"sampler": EulerSampler(**config["sampler"]), **settings},
+        )
+        module.configure_model()
+        return module.eval()
+
     # -- sampling --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -222,6 +241,14 @@ class TeacherExtension(RelicModule):
             controls=controls_of(actions),
         )
         return to_uint8(self.frozen_vae.decode(x0)).cpu()
+
+    @torch.no_grad()
+    def reconstruct(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """Encode and decode each clip: the best that any sample could be. uint8 (f, h, w, 3) each."""
+        videos = [rearrange(clip.video, "f h w c -> 1 f c h w").to(self.device) for clip in clips]
+        return [
+            to_uint8(self.frozen_vae.decode(self.frozen_vae.encode(from_uint8(v))))[0].cpu() for v in videos
+        ]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sample videos for a batch from its first latent, actions and prompts: uint8 (b, f, h, w, 3)."""

@@ -1,0 +1,100 @@
+"""Every config under configs/ parses, and what it describes can be built (1b and 14b on the meta device)."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from relic.cli import find_config
+from relic.stages import RelicCLI
+
+ROOT = Path(__file__).parents[1] / "configs"
+TEACHERS = [ROOT / "teacher" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
+HORIZONS = [ROOT / "teacher" / "horizon" / f"{seconds}s.yaml" for seconds in (5, 10, 20)]
+WHOLE = [ROOT / "teacher" / "demo.yaml", *sorted((ROOT / "autoencoder").glob("*.yaml"))]
+TRAINERS = sorted((ROOT / "trainer").glob("*.yaml"))
+RECIPES = [*product(TEACHERS, HORIZONS), *((path,) for path in WHOLE)]
+PIECES = [*sorted((ROOT / "net").glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def _bare_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["relic"])
+
+
+def build(*configs: Path, extra: tuple[str, ...] = ()) -> RelicCLI:
+    words = [word for path in configs for word in ("--config", str(path))]
+    return RelicCLI.run([*words, "--data.root=nowhere", "--trainer.logger=false", *extra], execute=False)
+
+
+def test_no_config_is_left_untested():
+    tested = {path for recipe in RECIPES for path in recipe} | set(TRAINERS) | set(PIECES)
+    assert tested == set(ROOT.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: "+".join(str(p.relative_to(ROOT)) for p in r))
+def test_a_recipe_parses_and_its_network_can_be_built(recipe):
+    cli = build(*recipe, extra=("--trainer.accelerator=cpu",))
+    with torch.device("meta"):
+        cli.model.configure_model()
+    assert sum(p.numel() for p in cli.model.net.parameters()) > 1e5
+    assert cli.model.clip == cli.datamodule.clip
+
+
+@pytest.mark.parametrize("path", TRAINERS, ids=lambda p: p.stem)
+def test_a_trainer_config_only_says_things_the_trainer_knows(path):
+    import inspect
+
+    from lightning import Trainer
+
+    settings = yaml.safe_load(path.read_text())
+    assert set(settings) == {"trainer"}
+    assert set(settings["trainer"]) <= set(inspect.signature(Trainer).parameters)
+
+
+@pytest.mark.parametrize("horizon", HORIZONS, ids=lambda p: p.stem)
+def test_horizons_stretch_positions_by_latents_over_21(horizon):
+    cli = build(TEACHERS[0], horizon, extra=("--trainer.accelerator=cpu",))
+    latents = 1 + (cli.datamodule.clip.max_frames - 1) // 4
+    assert cli.model.net_config.rope_factor == pytest.approx(latents / 21)
+    assert (cli.model.init is None) == (latents == 21)
+
+
+def test_one_setting_can_be_overridden_and_shapes_are_said_once():
+    extra = (
+        "--model.init_args.net.depth=3",
+        "--data.clip.height=64",
+        "--model.init_args.optimizer.init_args.lr=0.5",
+    )
+    cli = build(TEACHERS[0], HORIZONS[0], extra=(*extra, "--trainer.accelerator=cpu"))
+    assert cli.model.net_config.depth == 3 and cli.model.clip.height == 64
+    cli.model.configure_model()
+    assert cli.model.configure_optimizers()["optimizer"].defaults["lr"] == 0.5
+
+
+def test_checkpoints_live_beside_the_run_so_that_last_is_found():
+    cli = build(
+        TEACHERS[0], HORIZONS[0], extra=("--trainer.default_root_dir=runs/x", "--trainer.accelerator=cpu")
+    )
+    assert Path(cli.trainer.checkpoint_callback.dirpath).parts[-3:] == ("runs", "x", "checkpoints")
+
+
+def test_an_unknown_key_stops_the_run_and_is_named(capsys):
+    with pytest.raises(SystemExit):
+        build(TEACHERS[0], HORIZONS[0], extra=("--model.init_args.prompt_dropuot=0.2",))
+    assert "prompt_dropuot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "message"), [("height=100", "multiple of 16"), ("horizons=[80]", "4k+1")])
+def test_a_bad_shape_stops_the_run_before_it_starts(option, message, capsys):
+    with pytest.raises(SystemExit):
+        build(TEACHERS[0], HORIZONS[0], extra=(f"--data.clip.{option}", "--trainer.accelerator=cpu"))
+    assert message in capsys.readouterr().err
+
+
+def test_configs_are_found_by_name_and_a_missing_one_lists_its_neighbours():
+    assert find_config("configs/net/tiny.yaml").is_file()
+    with pytest.raises(FileNotFoundError, match=r"1b.yaml"):
+        find_config("configs/net/2b.yaml")
