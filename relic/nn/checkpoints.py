@@ -41,7 +41,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], *, kind: str, config
     """Write tensors with a header (format, kind, config) to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    header = {"format": FORMAT, "kind": kind, "config": json.dumps(config, sort_keys=True)}
+    # one entry only: with several, their order, and so the file's hash, differs from run to run
+    header = {"relic": json.dumps({"format": FORMAT, "kind": kind, "config": config}, sort_keys=True)}
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=header)
         partial.replace(path)
@@ -61,7 +62,7 @@ def read_header(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
         raise FileNotFoundError(f"No weights at {path}; fit the stage that writes them first.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("relic", "{}"))
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); write or copy it again."
@@ -71,7 +72,7 @@ def read_header(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{path} says {found!r}, this version reads {FORMAT!r}; export it again.")
     if kind is not None and header["kind"] != kind:
         raise ValueError(f"{path} holds a {header['kind']}, but a {kind} is needed.")
-    return {"kind": header["kind"], "config": json.loads(header["config"])}
+    return {"kind": header["kind"], "config": header["config"]}
 
 
 def load_weights(module: nn.Module, source: WeightsSource, *, kind: str) -> None:

@@ -78,7 +78,9 @@ def test_windows_keep_the_d_bar_of_the_recording() -> None:
     assert cropped[0, 12] == 1
     strided = window_actions(c2w[::2], d_bar=0.1, stride=2)
     # two steps of half the unit: a steady walk keeps its label
-    assert torch.allclose(strided[1:, :6].norm(dim=1), (whole[1::2, :6] + whole[2::2, :6]).norm(dim=1) / 2, rtol=0.05)
+    assert torch.allclose(
+        strided[1:, :6].norm(dim=1), (whole[1::2, :6] + whole[2::2, :6]).norm(dim=1) / 2, rtol=0.05
+    )
 
 
 def test_rates_must_divide() -> None:

@@ -23,7 +23,14 @@ def row_of(root: Path, key: str = "walk") -> Row:
 def test_a_row_tells_what_the_recording_holds(walks: Path) -> None:
     row = row_of(walks, "walk1")
     clip = read_clip(walks / row.shard, "walk1")
-    assert (row.kind, row.scene, row.num_frames, row.fps, row.height, row.width) == ("clip", "scene1", 113, 16, 64, 64)
+    assert (row.kind, row.scene, row.num_frames, row.fps, row.height, row.width) == (
+        "clip",
+        "scene1",
+        113,
+        16,
+        64,
+        64,
+    )
     assert (row.d_bar, row.translates, row.captions) == (clip.d_bar, True, clip.captions)
     actions = encode_actions(clip.c2w, d_bar=clip.d_bar)
     assert row.action_sums.shape == (8, 13)  # 113 frames begin an eighth second
@@ -49,7 +56,9 @@ def test_the_index_is_deterministic_and_does_not_depend_on_shards(tmp_path: Path
 
 
 def test_latents_are_indexed(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path, [("walk", latents_sample(33, seed=2)), ("run", latents_sample(33, states=3))])
+    root = write_dataset(
+        tmp_path, [("walk", latents_sample(33, seed=2)), ("run", latents_sample(33, states=3))]
+    )
     row = row_of(root)
     assert (row.kind, row.valid, row.num_frames, row.source, row.pivot) == ("latents", True, 33, "walk", None)
     assert row.vae_sha256 == "0" * 64
@@ -102,7 +111,10 @@ def test_a_key_used_twice_is_valid_once(tmp_path: Path) -> None:
     write_shard(tmp_path / "shards" / "00001.tar", [("walk", clip_sample(17, seed=1))])
     write_index(tmp_path)
     twice = [row for row in Index.open(tmp_path).rows if row.key == "walk"]
-    assert [(row.shard, row.valid) for row in twice] == [("shards/00000.tar", True), ("shards/00001.tar", False)]
+    assert [(row.shard, row.valid) for row in twice] == [
+        ("shards/00000.tar", True),
+        ("shards/00001.tar", False),
+    ]
     assert "shards/00000.tar" in twice[1].reason
 
 
@@ -165,5 +177,5 @@ def test_revisits_are_returns_after_an_absence(script: str, gap_s: float) -> Non
 
 
 def test_long_recordings_are_compared_at_a_few_looks_a_second() -> None:
-    still = torch.eye(4, dtype=torch.float64).expand(16 * 600, 4, 4)
-    assert revisits(still, fps=16, d_bar=1.0).shape == (2400,)
+    still = torch.eye(4, dtype=torch.float64).expand(16 * 100, 4, 4)
+    assert revisits(still, fps=16, d_bar=1.0).shape == (400,)
