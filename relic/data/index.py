@@ -12,7 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ class Row:
     d_bar: float
     translates: bool
     captions: tuple[str, ...]
-    action_sums: np.ndarray
+    action_sums: np.ndarray = field(compare=False)
     speed: float
     turn_deg: float
     revisit_share: float

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 
 __all__ = ["KEY_FRAME_EVERY", "count_frames", "decode_video", "encode_video"]
 
@@ -97,7 +98,6 @@ def decode_video(
             stream.codec_context.options = {"err_detect": "explode"}  # else damage is painted over
             stop = stream.frames if stop is None else stop
             height, width = size or (stream.height, stream.width)
-            scaling = {} if (height, width) == (stream.height, stream.width) else {"interpolation": "AREA"}
             video = np.empty((len(range(start, stop, step)), height, width, 3), np.uint8)
             found = 0
             for number, frame in _from(container, stream, start):
@@ -106,7 +106,7 @@ def decode_video(
                 if frame.is_corrupt:
                     raise ValueError(f"video is damaged at frame {number}.")
                 if number == start + found * step:
-                    video[found] = frame.to_ndarray(format="rgb24", height=height, width=width, **scaling)
+                    _paint(frame, video[found])
                     found += 1
                     if found == len(video):
                         break
@@ -127,6 +127,17 @@ def _from(container, stream, start: int):  # type: ignore[no-untyped-def]  # PyA
         number = round((frame.pts - origin) / ticks)
         if number >= start:
             yield number, frame
+
+
+def _paint(frame: av.VideoFrame, picture: np.ndarray) -> None:
+    """Write a frame as RGB into `picture` (h, w, 3), scaled to it. `to_ndarray` would copy once more."""
+    height, width, _ = picture.shape
+    same = (frame.height, frame.width) == (height, width)
+    rgb = frame.reformat(
+        width=width, height=height, format="rgb24", interpolation=None if same else Interpolation.AREA
+    )
+    rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, rgb.planes[0].line_size)  # rows are padded
+    picture.reshape(height, 3 * width)[:] = rows[:, : 3 * width]
 
 
 def _opened(source: Source) -> Any:

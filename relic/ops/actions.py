@@ -1,4 +1,4 @@
-"""The 13-channel action codec: camera poses <-> actions (paper §3, Algorithm 1; one convention for the library).
+"""The 13-channel action codec: camera poses <-> actions (paper §3, Algorithm 1), one convention everywhere.
 
 Label `a_0` is static; `a_t` is the motion from frame t−1 to frame t, in the camera axes of frame t−1:
 Δp = R_{t−1}ᵀ(p_t − p_{t−1}) in units of d̄, and R_{t−1}ᵀR_t = R_y(pan_right)·R_x(tilt_up)·R_z(roll_cw) in degrees per

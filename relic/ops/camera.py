@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "accumulate",
+    "angles_from_rotation",
     "check_rigid",
     "invert_rigid",
     "opengl_to_opencv",
@@ -20,7 +21,6 @@ __all__ = [
     "relative",
     "rigid",
     "rotation_from_angles",
-    "angles_from_rotation",
     "turn_deg",
     "umeyama",
     "unreal_to_opencv",
@@ -55,7 +55,7 @@ def check_rigid(c2w: Tensor, *, name: str = "c2w", tolerance: float = 1e-4) -> N
         bad = int((~finite).nonzero()[0])
         raise ValueError(f"{name}[{bad}] holds NaN or infinity; drop the frame or repair the recording.")
     rotation = flat[:, :3, :3]
-    error = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
+    error = (rotation.mT @ rotation - torch.eye(3).to(rotation)).abs().amax((1, 2))
     if (error > tolerance).any():
         bad = int(error.argmax())
         raise ValueError(
@@ -70,12 +70,15 @@ def check_rigid(c2w: Tensor, *, name: str = "c2w", tolerance: float = 1e-4) -> N
             "convert them first (relic.ops.camera.unreal_to_opencv, opengl_to_opencv)."
         )
     last = flat.new_tensor([0.0, 0.0, 0.0, 1.0])
-    if (flat[:, 3] - last).abs().max() > tolerance:
+    if ((flat[:, 3] - last).abs() > tolerance).any():
         raise ValueError(f"{name}: the last row must be 0 0 0 1; the matrices may be transposed.")
 
 
 def rotation_from_angles(angles_deg: Tensor) -> Tensor:
-    """Build R_y(pan_right)·R_x(tilt_up)·R_z(roll_cw), intrinsic. angles_deg: (..., 3) pan, tilt, roll -> (..., 3, 3)."""
+    """Build R_y(pan_right)·R_x(tilt_up)·R_z(roll_cw), intrinsic.
+
+    angles_deg: (..., 3) pan, tilt, roll -> (..., 3, 3).
+    """
     (sp, st, sr), (cp, ct, cr) = (
         torch.deg2rad(angles_deg).sin().unbind(-1),
         torch.deg2rad(angles_deg).cos().unbind(-1),
@@ -89,17 +92,19 @@ def rotation_from_angles(angles_deg: Tensor) -> Tensor:
 
 
 def angles_from_rotation(rotation: Tensor) -> Tensor:
-    """Invert `rotation_from_angles`: (..., 3, 3) -> (..., 3) degrees; tilt in [-90, 90], exact for any rotation."""
+    """Invert `rotation_from_angles`: (..., 3, 3) -> (..., 3) degrees, tilt in [-90, 90].
+
+    Exact for any rotation: near ±90° of tilt, where pan and roll merge, pan is read after the roll is undone, so that
+    what one loses to rounding the other holds.
+    """
     cos_tilt = torch.hypot(rotation[..., 1, 0], rotation[..., 1, 1])
     tilt = torch.atan2(-rotation[..., 1, 2], cos_tilt)
-    level = cos_tilt > 1e-12
-    zero = torch.zeros_like(tilt)
-    roll = torch.where(level, torch.atan2(rotation[..., 1, 0], rotation[..., 1, 1]), zero)
-    upright = torch.atan2(rotation[..., 0, 2], rotation[..., 2, 2])
-    locked = torch.atan2(
-        -rotation[..., 2, 0], rotation[..., 0, 0]
-    )  # looking straight up or down: roll is pan
-    return torch.rad2deg(torch.stack([torch.where(level, upright, locked), tilt, roll], dim=-1))
+    level = cos_tilt > 1e-12  # else it looks straight up or down, and all roll is called pan
+    roll = torch.where(level, torch.atan2(rotation[..., 1, 0], rotation[..., 1, 1]), torch.zeros_like(tilt))
+    sin, cos = roll.sin(), roll.cos()
+    unrolled_x = rotation[..., 0, 0] * cos - rotation[..., 0, 1] * sin
+    unrolled_z = rotation[..., 2, 0] * cos - rotation[..., 2, 1] * sin
+    return torch.rad2deg(torch.stack([torch.atan2(-unrolled_z, unrolled_x), tilt, roll], dim=-1))
 
 
 def turn_deg(rotation: Tensor) -> Tensor:
@@ -125,7 +130,10 @@ def orthonormalise(matrix: Tensor) -> Tensor:
 
 
 def relative(c2w: Tensor) -> Tensor:
-    """Return the motion from frame t−1 to t in the camera axes of t−1: C_{t−1}⁻¹ C_t, identity first. (..., f, 4, 4)."""
+    """Return the motion from frame t−1 to t in the camera axes of t−1: C_{t−1}⁻¹ C_t, identity first.
+
+    c2w: (..., f, 4, 4) -> (..., f, 4, 4).
+    """
     motion = invert_rigid(c2w[..., :-1, :, :]) @ c2w[..., 1:, :, :]
     first = torch.eye(4, dtype=c2w.dtype, device=c2w.device).expand_as(c2w[..., :1, :, :])
     return torch.cat([first, motion], dim=-3)
@@ -134,7 +142,8 @@ def relative(c2w: Tensor) -> Tensor:
 def accumulate(motion: Tensor) -> Tensor:
     """Chain motions into poses: C_t = C_{t−1} · motion_t. (..., f, 4, 4) -> (..., f, 4, 4).
 
-    Runs as a parallel prefix product inside stretches of 256 frames; rotations are re-orthonormalised between them.
+    Runs as a parallel prefix product inside stretches of 256 frames; rotations are re-orthonormalised between
+    them.
     """
     frames = motion.shape[-3]
     carry = torch.eye(4, dtype=motion.dtype, device=motion.device)
@@ -155,9 +164,10 @@ def accumulate(motion: Tensor) -> Tensor:
 def pose_features(c2w: Tensor, *, d_bar: float | Tensor = 1.0) -> Tensor:
     """Describe poses to a network: position in units of 8 d̄ and the first two columns of R.
 
-    c2w: (..., f, 4, 4) with the clip's first frame as origin -> (..., f, 9) float32.
+    c2w: (..., f, 4, 4) with the clip's first frame as origin; d_bar: scalar or (...,) -> (..., f, 9) float32.
     """
-    position = c2w[..., :3, 3] / (POSITION_UNIT * d_bar)
+    unit = POSITION_UNIT * torch.as_tensor(d_bar, dtype=c2w.dtype, device=c2w.device)[..., None, None]
+    position = c2w[..., :3, 3] / unit
     columns = rearrange(c2w[..., :3, :2], "... i j -> ... (j i)")
     return torch.cat([position, columns], dim=-1).float()
 
@@ -177,10 +187,11 @@ def opengl_to_opencv(c2w_gl: Tensor) -> Tensor:
 
 
 def unreal_to_opencv(position_cm: Tensor, *, pitch_deg: Tensor, yaw_deg: Tensor, roll_deg: Tensor) -> Tensor:
-    """Convert Unreal poses (left-handed: X forward, Y right, Z up; centimetres, FRotator degrees) to c2w in metres.
+    """Convert Unreal poses (centimetres, FRotator degrees) to c2w in metres.
 
-    position_cm: (..., 3). The world becomes x = UE Y, y = −UE Z, z = UE X, right-handed. Positive yaw turns right,
-    positive pitch looks up, positive roll tilts the camera clockwise.
+    Unreal's axes are left-handed: X forward, Y right, Z up. The world becomes x = UE Y, y = −UE Z, z = UE X,
+    right-handed. Positive yaw turns right, positive pitch looks up, positive roll tilts the camera clockwise.
+    position_cm: (..., 3).
     """
     x, y, z = (position_cm.double() / 100).unbind(-1)
     angles = torch.stack([yaw_deg, pitch_deg, roll_deg], dim=-1).double()
@@ -204,9 +215,9 @@ def umeyama(source: Tensor, target: Tensor, *, with_scale: bool = True) -> tuple
     if variance < 1e-18:
         raise ValueError("umeyama: the source path does not move, so scale and rotation are undefined.")
     u, d, vh = torch.linalg.svd(centred_t.mT @ centred_s / len(source))
-    sign = torch.ones(3, dtype=torch.float64)
+    sign = torch.ones_like(d)
     if torch.linalg.det(u) * torch.linalg.det(vh) < 0:
         sign[2] = -1
     rotation = u @ torch.diag(sign) @ vh
-    scale = (d * sign).sum() / variance if with_scale else torch.ones((), dtype=torch.float64)
+    scale = (d * sign).sum() / variance if with_scale else torch.ones_like(variance)
     return scale, rotation, mean_t - scale * rotation @ mean_s

@@ -180,7 +180,11 @@ def _paths(ax: Any, rows: Sequence[Row], storage: Storage) -> None:
 
     chosen = _spread(rows, PATHS)
     for number, row in enumerate(chosen):
-        position = _positions(row, storage)
+        try:
+            position = _positions(row, storage)
+        except (ValueError, OSError) as error:
+            print(f"unreadable {row.key} in {row.shard}: {error}")
+            continue
         colour = colormaps["viridis"](0.05 + 0.85 * number / max(1, len(chosen) - 1))
         ax.plot(position[:, 0], position[:, 2], color=colour, linewidth=1.1, alpha=0.8)
         ax.plot(*position[-1, [0, 2]], marker="o", markersize=2.6, color=colour)

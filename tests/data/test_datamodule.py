@@ -285,7 +285,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight recordings of which one cannot be decoded."""
     samples = [(f"walk{i}", clip_sample(49, seed=i, scene=f"scene{i}")) for i in range(8)]
     samples[3] = ("walk3", with_bad_video(samples[3][1]))
-    with pytest.raises(ValueError, match="readable|damaged"):
+    with pytest.raises(ValueError, match=r"readable|damaged"):
         unpack_sample(samples[3][1])
     return write_dataset(tmp_path_factory.mktemp("damaged"), samples)
 
@@ -325,7 +325,7 @@ def test_a_dataset_that_went_bad_after_indexing_fails_the_run(tmp_path: Path) ->
     samples = [(f"walk{i}", latents_sample(33, seed=i, scene=f"scene{i}")) for i in range(3)]
     for _, sample in samples:
         sample[LATENTS] = dump_array(np.full((9, 4, 8, 8), np.nan, np.float16))
-    with pytest.raises(RuntimeError, match="8 windows in a row .*NaN"):
+    with pytest.raises(RuntimeError, match=r"8 windows in a row .*NaN"):
         training(write_dataset(tmp_path, samples), content="latents")
 
 

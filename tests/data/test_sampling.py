@@ -18,9 +18,10 @@ def walk(key: str, *, seconds: int = 10, channels: tuple[int, ...] = (0,), fps: 
         channel = channels[second % len(channels)]
         sums[second, channel] = fps * (2.0 if 6 <= channel < 12 else 1.0)
     return Row(
-        key=key, scene=key, shard="a.tar", kind="clip", valid=True, reason="", num_frames=round(seconds * fps) + 1,
-        fps=fps, height=64, width=64, d_bar=1.0, translates=True, captions=(), action_sums=sums, speed=0.0,
-        turn_deg=0.0, revisit_share=0.0, revisit_gap_s=0.0, source="", start=0, pivot=None, vae_sha256="", ranges={},
+        key=key, scene=key, shard="a.tar", kind="clip", valid=True, reason="",
+        num_frames=round(seconds * fps) + 1, fps=fps, height=64, width=64, d_bar=1.0, translates=True, captions=(), action_sums=sums,
+        speed=0.0, turn_deg=0.0, revisit_share=0.0, revisit_gap_s=0.0, source="", start=0, pivot=None, vae_sha256="",
+        ranges={},
     )  # fmt: skip
 
 
@@ -69,8 +70,8 @@ def test_draws_are_pure_functions_of_their_place() -> None:
 
     places = [(batch, place) for batch in range(20) for place in range(4)]
     forward = {at: plan().draw(*at, attempt=0) for at in places}
-    one = plan()
-    assert all(one.draw(*at, attempt=0) == forward[at] for at in reversed(places))
+    again = plan()
+    assert all(again.draw(*at, attempt=0) == forward[at] for at in reversed(places))
     assert forward[3, 2].key == derive_seed(3, "train", 3, 2)
     assert len({window.key for window in forward.values()}) == len(places)
     assert {len({forward[b, p].num_frames for p in range(4)}) for b in range(20)} == {1}, (

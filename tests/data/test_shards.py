@@ -109,8 +109,8 @@ def test_bad_keys_are_refused(tmp_path: Path, keys: list[str]) -> None:
 )
 def test_bad_recordings_are_refused(change: dict, message: str) -> None:
     good = {
-        "frames": noise_frames(17, seed=0), "c2w": smooth_path(17, seed=0), "intrinsics_px": INTRINSICS, "fps": 16.0,
-        "captions": (), "provenance": {"scene": "room"},
+        "frames": noise_frames(17, seed=0), "c2w": smooth_path(17, seed=0), "intrinsics_px": INTRINSICS,
+        "fps": 16.0, "captions": (), "provenance": {"scene": "room"},
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         pack_sample(**(good | change))
