@@ -1,7 +1,8 @@
 """Frames a second of `WorldDataModule`'s training loader against bare PyAV decoding of the same windows.
 
-Both read the same windows, in the same batches, with the same number of workers; the bare side decodes plain mp4 files
-in its workers and sends nothing back. Rounds of the two alternate, so that a busy machine slows both.
+All read the same windows, in the same batches, with the same number of workers. The bare sides decode plain mp4
+files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one single-threaded scaler
+for all frames. Rounds alternate, so that a busy machine slows all sides.
 
     python benchmarks/read.py --height 128 --width 224 --workers 0 2
 """
@@ -21,11 +22,13 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset
 
 from relic.data import WorldDataModule, pack_sample, write_index, write_shard
 from relic.data.sampling import Plan
 from relic.data.schema import VIDEO
+from relic.data.video import ONE_THREAD
 from relic.ops.actions import integrate, parse_script
 from relic.types import ClipSpec
 
@@ -35,13 +38,15 @@ RECORDINGS, SECONDS, FPS = 8, 30, 16
 class BareVideo(Dataset[int]):
     """Decodes the windows of a plan from mp4 files, the shortest way there is."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, *, tuned: bool) -> None:
+        self.tuned = tuned
         self.folder = folder
         self.plan = plan
 
     def __getitem__(self, place: tuple[int, int]) -> int:
         window = self.plan.draw(*place, attempt=0)
         count = 0
+        reformatter = VideoReformatter()
         with av.open(str(self.folder / f"{window.row.key}.mp4")) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
@@ -50,6 +55,8 @@ class BareVideo(Dataset[int]):
             for frame in container.decode(stream):
                 if frame.pts < window.start * ticks:
                     continue
+                if self.tuned:
+                    frame = reformatter.reformat(frame, format="rgb24", **ONE_THREAD)
                 frame.to_ndarray(format="rgb24")
                 count += 1
                 if count == window.num_frames:
@@ -67,8 +74,8 @@ def write_world(root: Path, *, height: int, width: int) -> None:
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
         for number in range(RECORDINGS):
             sample = pack_sample(
-                frames=glide(num_frames, height=height, width=width, seed=number), c2w=c2w, intrinsics_px=intrinsics_px,
-                fps=FPS, captions=("a rough picture",), provenance={"scene": f"scene{number}"},
+                frames=glide(num_frames, height=height, width=width, seed=number), c2w=c2w,
+                intrinsics_px=intrinsics_px, fps=FPS, captions=("a rough picture",), provenance={"scene": f"scene{number}"},
             )  # fmt: skip
             (root / "mp4" / f"walk{number}.mp4").write_bytes(sample[VIDEO])
             yield f"walk{number}", sample
@@ -111,21 +118,23 @@ def compare(root: Path, *, spec: ClipSpec, workers: int, batch: int, batches: in
     ours = data.train_dataloader()
     plan = ours._loader.dataset.plan  # type: ignore[attr-defined]
     frames = batch * spec.max_frames
-    ratios, speeds = [], []
+    speeds: dict[str, list[float]] = {"ours": [], "plain": [], "tuned": []}
     for number in range(rounds):
-        ours_first = number % 2 == 0
         places = [[(number * batches + b, place) for place in range(batch)] for b in range(batches)]
-        bare = DataLoader(BareVideo(root / "mp4", plan), batch_sampler=places, num_workers=workers)
-        sides = {"ours": ours, "bare": bare}
-        found = {name: timed(iter(sides[name]), frames) for name in (sorted(sides, reverse=ours_first))}
-        ratios.append(found["ours"] / found["bare"])
-        speeds.append(found)
-    ours_fps = statistics.median(found["ours"] for found in speeds)
-    bare_fps = statistics.median(found["bare"] for found in speeds)
-    print(
-        f"{workers} workers: {ours_fps:7.0f} frames/s, bare PyAV {bare_fps:7.0f}, "
-        f"ratio median {statistics.median(ratios):.2f} (rounds {min(ratios):.2f} to {max(ratios):.2f})"
-    )
+        sides: dict[str, Any] = {"ours": ours}
+        for name in ("plain", "tuned"):
+            bare = BareVideo(root / "mp4", plan, tuned=name == "tuned")
+            sides[name] = DataLoader(bare, batch_sampler=places, num_workers=workers)
+        order = list(sides)[:: 1 if number % 2 else -1]
+        for name in order:
+            speeds[name].append(timed(iter(sides[name]), frames))
+    print(f"{workers} workers: {statistics.median(speeds['ours']):.0f} frames/s")
+    for name in ("plain", "tuned"):
+        ratios = [a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)]
+        print(
+            f"  bare PyAV, {name}: {statistics.median(speeds[name]):.0f} frames/s, ratio median "
+            f"{statistics.median(ratios):.2f} (rounds {min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 def main() -> None:

@@ -85,8 +85,8 @@ def run_verb(name: str, words: list[str]) -> None:
     options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     positional = {p.name for p in parameters} - options
     parser = ArgumentParser(prog=f"relic {name}", description=(function.__doc__ or "").split("\n\n")[0])
-    parser.add_function_arguments(function, as_positional=True, skip=options)
-    parser.add_function_arguments(function, as_positional=False, skip=positional)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
     try:
         function(**parser.instantiate_classes(parser.parse_args(_join_tuples(function, words))).as_dict())
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
 """The values that cross borders between packages.
 
-Legend used in every shape comment of this library: `b` batch, `t` latent frames, `f` pixel frames, `c h w` channels
-and size, `n` tokens, `l` layers, `k` heads, `d` head width.
+Legend used in every shape comment of this library: `b` batch, `t` latent frames, `f` pixel frames, `c h w`
+channels and size, `n` tokens, `l` layers, `k` heads, `d` head width.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class ClipSpec:
         fps: Frames a second.
         horizons: Clip lengths in pixel frames, each 4k+1 and the image latent plus whole blocks
             (81, 161, 321 are 5, 10 and 20 s at 16 frames a second).
-        block_latents: Latent frames generated at a time (4 is one second at 16 frames a second; 2 for low latency).
+        block_latents: Latent frames generated at a time (4 is one second at 16 frames a second; 2 for low
+            latency).
     """
 
     height: int = 480
@@ -75,8 +76,8 @@ class ClipSpec:
             if rest:
                 near = 1 + TIME_STRIDE * self.block_latents * max(1, blocks)
                 raise ValueError(
-                    f"horizons: {frames} frames are the image latent and {latents_of(frames) - 1} more, which "
-                    f"block_latents={self.block_latents} does not divide; use {near} frames."
+                    f"horizons: {frames} frames are the image latent and {latents_of(frames) - 1} more, "
+                    f"which block_latents={self.block_latents} does not divide; use {near} frames."
                 )
 
     @property

@@ -24,7 +24,7 @@ NANO = DiTConfig(
     text_length=6,
     control=ControlConfig(width=8),
 )
-NANO_WORDS = WordTableConfig(rows=64, width=8)
+NANO_WORDS = WordTableConfig(width=8)
 NANO_CLIP = ClipSpec(height=32, width=48, horizons=(9,), block_latents=2)
 
 
@@ -42,7 +42,7 @@ def sample(seed: int, index: int, *, channels: int = 4) -> tuple[Tensor, Tensor]
 def batch(indices: list[int], *, seed: int = 0) -> Batch:
     """A batch of latents; every sample is a function of (seed, index)."""
     latents, actions = zip(*(sample(seed, i) for i in indices), strict=True)
-    text = torch.stack([word_ids("a red room", length=6, table=64) for _ in indices])
+    text = torch.stack([word_ids("a red room", length=6) for _ in indices])
     return Batch(
         latents=torch.stack(latents),
         trajectory=None,
@@ -55,7 +55,7 @@ def batch(indices: list[int], *, seed: int = 0) -> Batch:
 
 
 class LatentWorld(lightning.LightningDataModule):
-    """A foreign data module: all it has to do is yield `Batch`. Ranks take strided slices of each global batch."""
+    """A foreign data module: all it has to do is yield `Batch`. Ranks take strided slices of a global batch."""
 
     def __init__(self, *, global_batch: int = 4, batches: int = 10) -> None:
         super().__init__()

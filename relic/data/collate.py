@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from relic.types import Batch
 
@@ -31,10 +30,10 @@ class Sample(NamedTuple):
     key: int
 
 
-def collate(samples: Sequence[Sample], *, content: Content) -> Batch:
-    """Stack windows of one length."""
-    # in a worker this stacks into shared memory, which saves the copy that sending would make
-    stacked = default_collate([sample.content for sample in samples])
+def collate(samples: Sequence[Sample], *, content: Content, stacked: Tensor | None = None) -> Batch:
+    """Stack windows of one length; `stacked` already holds their contents."""
+    if stacked is None:
+        stacked = torch.stack([sample.content for sample in samples])
     video = rearrange(stacked, "b f h w c -> b f c h w") if content == "video" else None  # a view: no copy
     return Batch(
         latents=stacked if content == "latents" else None,

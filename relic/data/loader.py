@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from relic.data.collate import Sample, collate
 from relic.data.reader import WindowReader
@@ -51,14 +54,25 @@ class WindowDataset(Dataset[Any]):
 
     def __getitems__(self, places: list[Place]) -> tuple[Batch, list[Failure]]:
         failures: list[Failure] = []
-        samples = [self._read(place, failures) for place in places]
-        return collate(samples, content=self.reader.content), failures
+        stacked = self._room(places) if self.reader.content == "video" else None
+        rooms = [None] * len(places) if stacked is None else stacked.numpy()
+        samples = [self._read(place, room, failures) for place, room in zip(places, rooms, strict=True)]
+        return collate(samples, content=self.reader.content, stacked=stacked), failures
 
-    def _read(self, place: Place, failures: list[Failure]) -> Sample:
+    def _room(self, places: list[Place]) -> Tensor:
+        """Return memory for the frames of a batch (b, f, h, w, 3); in a worker shared, so that none is copied."""
+        num_frames = self.plan.draw(*places[0], attempt=0).num_frames
+        shape = (len(places), num_frames, *self.reader.size, 3)
+        if get_worker_info() is None:
+            return torch.empty(shape, dtype=torch.uint8)
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+
+    def _read(self, place: Place, room: np.ndarray | None, failures: list[Failure]) -> Sample:
         for attempt in range(ATTEMPTS):
             window = self.plan.draw(*place, attempt=attempt)
             try:
-                return self.reader.read(window)
+                return self.reader.read(window, out=room)
             except (ValueError, OSError) as error:
                 failures.append(Failure(window.row.key, window.row.shard, str(error)))
         named = ", ".join(f"{failure.key} in {failure.shard}" for failure in failures[-ATTEMPTS:])

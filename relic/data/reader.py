@@ -38,8 +38,8 @@ class WindowReader:
         self.content = content
         self.words = words
 
-    def read(self, window: Window) -> Sample:
-        """Read one window.
+    def read(self, window: Window, *, out: np.ndarray | None = None) -> Sample:
+        """Read one window; frames into `out` (f, h, w, 3), if it is given.
 
         Raises:
             ValueError: If what is stored is damaged, not finite or not rigid.
@@ -47,7 +47,7 @@ class WindowReader:
         """
         row = window.row
         if self.content == "video":
-            content = torch.from_numpy(self.video(window))
+            content = torch.from_numpy(self.video(window, out=out))
             c2w = self.poses(window)
             actions = window_actions(c2w, d_bar=row.d_bar, stride=window.stride, pivot=window.pivot)
         else:
@@ -57,14 +57,20 @@ class WindowReader:
         text = word_ids(caption_of(row, start=window.start), length=self.words)
         return Sample(content, actions, text, row.d_bar * window.stride, window.key)
 
-    def video(self, window: Window) -> np.ndarray:
+    def video(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """Decode a window -> (f, h, w, 3) uint8. Of a palindrome, only the way there is decoded."""
         offset, length = window.row.ranges[VIDEO]
-        forward = window.pivot or window.num_frames
         file = self.storage.open_range(window.row.shard, offset=offset, length=length)
-        stop = window.start + (forward - 1) * window.stride + 1
-        video = decode_video(file, start=window.start, stop=stop, step=window.stride, size=self.size)
-        return video if window.pivot is None else video[palindrome_indices(window.num_frames, window.pivot)]
+        video = np.empty((window.num_frames, *self.size, 3), np.uint8) if out is None else out
+        there = window.pivot or window.num_frames
+        stop = window.start + (there - 1) * window.stride + 1
+        decode_video(
+            file, start=window.start, stop=stop, step=window.stride, size=self.size, out=video[:there]
+        )
+        if window.pivot is not None:
+            back = palindrome_indices(window.num_frames, window.pivot)[there:]
+            video[there:] = video[back.numpy()]
+        return video
 
     def poses(self, window: Window) -> Tensor:
         """Read the poses of a window, before any palindrome -> (f, 4, 4) float64."""

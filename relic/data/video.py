@@ -9,13 +9,15 @@ from typing import IO, Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 
 __all__ = ["KEY_FRAME_EVERY", "count_frames", "decode_video", "encode_video"]
 
 Source = bytes | IO[bytes] | io.RawIOBase
 
 KEY_FRAME_EVERY = 16  # frames: a window starts at most 15 frames after a key frame
+# PyAV scales with a thread a core from version 17 on, which costs far more than it saves on small frames
+ONE_THREAD: Any = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 QUALITY = "18"  # crf; visually lossless
 
 
@@ -82,11 +84,13 @@ def decode_video(
     stop: int | None = None,
     step: int = 1,
     size: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode frames start, start+step, ... below `stop` -> (f, h, w, 3) uint8 RGB.
 
     source: an mp4 as bytes, or as a seekable file, of which only the header and the needed part are read.
     size: (height, width) to scale frames to, by area averaging; None leaves them.
+    out: (f, h, w, 3) uint8, contiguous, to decode into.
 
     Raises:
         ValueError: If the bytes are damaged or hold fewer frames than asked for.
@@ -98,7 +102,10 @@ def decode_video(
             stream.codec_context.options = {"err_detect": "explode"}  # else damage is painted over
             stop = stream.frames if stop is None else stop
             height, width = size or (stream.height, stream.width)
-            video = np.empty((len(range(start, stop, step)), height, width, 3), np.uint8)
+            shape = (len(range(start, stop, step)), height, width, 3)
+            video = np.empty(shape, np.uint8) if out is None else out
+            assert video.shape == shape and video.flags.c_contiguous
+            reformatter = VideoReformatter()
             found = 0
             for number, frame in _from(container, stream, start):
                 if number >= stop:
@@ -106,7 +113,7 @@ def decode_video(
                 if frame.is_corrupt:
                     raise ValueError(f"video is damaged at frame {number}.")
                 if number == start + found * step:
-                    _paint(frame, video[found])
+                    _paint(reformatter, frame, video[found])
                     found += 1
                     if found == len(video):
                         break
@@ -120,7 +127,7 @@ def decode_video(
 def _from(container, stream, start: int):  # type: ignore[no-untyped-def]  # PyAV's generics differ by version
     """Yield (frame number, frame) from `start` on, decoding from the key frame at or before it."""
     origin = stream.start_time or 0
-    ticks = 1 / (stream.time_base * stream.average_rate)  # of the time base, a frame
+    ticks = float(1 / (stream.time_base * stream.average_rate))  # of the time base, a frame
     if start:
         container.seek(origin + int(start * ticks), stream=stream, backward=True)
     for frame in container.decode(stream):
@@ -129,15 +136,20 @@ def _from(container, stream, start: int):  # type: ignore[no-untyped-def]  # PyA
             yield number, frame
 
 
-def _paint(frame: av.VideoFrame, picture: np.ndarray) -> None:
-    """Write a frame as RGB into `picture` (h, w, 3), scaled to it. `to_ndarray` would copy once more."""
+def _paint(reformatter: VideoReformatter, frame: av.VideoFrame, picture: np.ndarray) -> None:
+    """Write a frame as RGB into `picture` (h, w, 3), scaled to it.
+
+    All frames share a reformatter: `to_ndarray` sets up a scaler for each, which at 128x224 costs more than
+    decoding.
+    """
     height, width, _ = picture.shape
     same = (frame.height, frame.width) == (height, width)
-    rgb = frame.reformat(
-        width=width, height=height, format="rgb24", interpolation=None if same else Interpolation.AREA
+    method = None if same else Interpolation.AREA
+    rgb = reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation=method, **ONE_THREAD
     )
-    rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, rgb.planes[0].line_size)  # rows are padded
-    picture.reshape(height, 3 * width)[:] = rows[:, : 3 * width]
+    rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, rgb.planes[0].line_size)
+    picture.reshape(height, 3 * width)[:] = rows[:, : 3 * width]  # rows are padded
 
 
 def _opened(source: Source) -> Any:

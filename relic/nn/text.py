@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from relic.ops.words import WORD_ROWS
+
 __all__ = ["WordTable", "WordTableConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordTableConfig:
-    """A trained table of word embeddings.
+    """A trained table of word embeddings, with a row for every hash of `relic.ops.words`.
 
     Args:
-        rows: Rows; word ids are hashed into 1..rows−1 (`relic.ops.words`), 0 is padding.
         width: Width of an embedding, the DiT's `text_width`.
     """
 
-    rows: int = 16384
     width: int = 64
 
 
@@ -31,7 +31,7 @@ class WordTable(nn.Module):
     def __init__(self, config: WordTableConfig) -> None:
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(torch.zeros(config.rows, config.width))
+        self.weight = nn.Parameter(torch.zeros(WORD_ROWS, config.width))
 
     def forward(self, ids: Tensor) -> Tensor:
         known = (ids != 0)[..., None]

@@ -1,8 +1,8 @@
 """A small causal autoencoder of video: the tiny world's VAE.
 
-Features are kept as (b, t, h, w, c): convolutions see one frame at a time in channels-last memory, and time is mixed
-only by showing a block the step before. A clip's first frame is repeated to a group of four, so that every latent
-stands for four frames, the first one for frame 0 alone.
+Features are kept as (b, t, h, w, c): convolutions see one frame at a time in channels-last memory, and time
+is mixed only by showing a block the step before. A clip's first frame is repeated to a group of four, so that
+every latent stands for four frames, the first one for frame 0 alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from relic.nn.checkpoints import WeightsSource, load_weights, read_header, save_weights
+from relic.nn.cosine_start import start_as_cosine_codec
 from relic.types import SPACE_STRIDE, TIME_STRIDE, latents_of
 
 __all__ = ["StreamState", "TinyVAE", "TinyVAEConfig"]
@@ -30,13 +32,14 @@ Past = Tensor | None  # (b, 1, h, w, c): what a block saw one step ago; None bef
 class TinyVAEConfig:
     """Sizes of a small autoencoder.
 
-    Each stage works at half the resolution, in time and space, of the one before; the last one at that of the latents.
+    Each stage has half the resolution of the one before, in time and space; the last has the latents'.
 
     Args:
         latent_channels: Channels of the latents.
         patch: Pixels a side that the first stage sees as one cell, and twice as many as frames: 2, 4 or 8.
             Large patches are fast and blur.
-        widths: Channels of each stage, from pixels to latents: three stages for patch 2, two for 4, one for 8.
+        widths: Channels of each stage, from pixels to latents: three stages for patch 2, two for 4, one
+            for 8.
         encoder_depths: Residual blocks in each stage of the encoder.
         decoder_depths: Residual blocks in each stage of the decoder, in the order of `widths`.
     """
@@ -55,7 +58,7 @@ class TinyVAEConfig:
             values = getattr(self, name)
             if len(values) != stages or min(values) < 1:
                 raise ValueError(
-                    f"{name}={values} must be {stages} positive numbers, one for each stage of patch={self.patch}."
+                    f"{name}={values} must be {stages} positive numbers, one per stage of patch={self.patch}."
                 )
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels={self.latent_channels} must be at least 1.")
@@ -73,17 +76,23 @@ class TinyVAEConfig:
     @classmethod
     def tiny(cls, **changes: Any) -> TinyVAEConfig:
         """0.5 M parameters: fits a small world on two CPU cores in a minute and a half."""
-        sizes = {"patch": 4, "widths": (48, 64), "encoder_depths": (1, 1), "decoder_depths": (1, 1)}
+        sizes: dict[str, Any] = {
+            "patch": 4,
+            "widths": (48, 64),
+            "encoder_depths": (1, 1),
+            "decoder_depths": (1, 1),
+        }
         return cls(**{**sizes, **changes})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TinyVAEConfig:
         """Rebuild a config from JSON, which has no tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**sizes)
 
 
 class StreamState(NamedTuple):
-    """What a stream carries from chunk to chunk: for each residual block the step before. Never changed in place."""
+    """What a stream carries from chunk to chunk: for each residual block the step before. Never changed."""
 
     past: tuple[Tensor, ...]
 
@@ -111,14 +120,30 @@ class MemoryBlock(nn.Module):
         super().__init__()
         self.mix = nn.Conv2d(2 * width, width, 3, padding=1)
         self.out = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor]:
         """x: (b, t, h, w, c) -> the same, and what the next chunk has to be given as `past`."""
         before = torch.zeros_like(x[:, :1]) if past is None else past
         seen = torch.cat([x, torch.cat([before, x[:, :-1]], dim=1)], dim=-1)
         return x + convolve(self.out, F.relu(convolve(self.mix, F.relu(seen)))), x[:, -1:]
+
+
+class Stage(nn.Module):
+    """The residual blocks at one resolution."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MemoryBlock(width) for _ in range(depth))
+
+    def forward(self, x: Tensor, past: Iterator[Past]) -> tuple[Tensor, list[Tensor]]:
+        """Take one entry of `past` for each block; return the new ones beside the features."""
+        kept = []
+        for block in self.blocks:
+            x, last = block(x, next(past))
+            kept.append(last)
+        return x, kept
 
 
 class Encoder(nn.Module):
@@ -130,24 +155,20 @@ class Encoder(nn.Module):
         widths = config.widths
         self.start = nn.Conv2d(config.patch_values, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            nn.ModuleList(MemoryBlock(width) for _ in range(depth))
-            for width, depth in zip(widths, config.encoder_depths, strict=True)
+            Stage(width, depth) for width, depth in zip(widths, config.encoder_depths, strict=True)
         )
-        self.down = nn.ModuleList(
-            nn.Linear(8 * fine, coarse) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(nn.Linear(8 * fine, coarse) for fine, coarse in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, video: Tensor, past: Sequence[Past]) -> tuple[Tensor, list[Tensor]]:
         config, left, kept = self.config, iter(past), []
         x = convolve(self.start, fold(video, frames=config.patch_frames, cells=config.patch))
-        for stage, blocks in enumerate(self.stages):
-            if stage:
-                x = self.down[stage - 1](fold(x, frames=2, cells=2))
-            for block in _blocks(blocks):
-                x, state = block(x, next(left))
-                kept.append(state)
-        return convolve(self.head, F.relu(x)), kept
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.down[i - 1](fold(x, frames=2, cells=2))
+            x, last = stage(x, left)
+            kept += last
+        return convolve(self.head, x), kept
 
 
 class Decoder(nn.Module):
@@ -159,28 +180,20 @@ class Decoder(nn.Module):
         widths = config.widths[::-1]
         self.start = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            nn.ModuleList(MemoryBlock(width) for _ in range(depth))
-            for width, depth in zip(widths, config.decoder_depths[::-1], strict=True)
+            Stage(width, depth) for width, depth in zip(widths, config.decoder_depths[::-1], strict=True)
         )
-        self.up = nn.ModuleList(
-            nn.Linear(coarse, 8 * fine) for coarse, fine in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.up = nn.ModuleList(nn.Linear(coarse, 8 * fine) for coarse, fine in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], config.patch_values, 3, padding=1)
 
     def forward(self, latents: Tensor, past: Sequence[Past]) -> tuple[Tensor, list[Tensor]]:
         config, left, kept = self.config, iter(past), []
         x = convolve(self.start, latents)
-        for stage, blocks in enumerate(self.stages):
-            if stage:
-                x = unfold(self.up[stage - 1](x), frames=2, cells=2)
-            for block in _blocks(blocks):
-                x, state = block(x, next(left))
-                kept.append(state)
-        return unfold(convolve(self.head, F.relu(x)), frames=config.patch_frames, cells=config.patch), kept
-
-
-def _blocks(stage: nn.Module) -> Iterator[nn.Module]:
-    return iter(stage.children())
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = unfold(self.up[i - 1](x), frames=2, cells=2)
+            x, last = stage(x, left)
+            kept += last
+        return unfold(convolve(self.head, x), frames=config.patch_frames, cells=config.patch), kept
 
 
 class TinyVAE(nn.Module):
@@ -202,6 +215,10 @@ class TinyVAE(nn.Module):
         self.decoder = Decoder(config)
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
+        start_as_cosine_codec(config, self.encoder, self.decoder)
+        self.to(
+            memory_format=torch.channels_last
+        )  # as the features are; else every call reorders the weights
 
     def forward(self, video: Tensor) -> Tensor:
         """Reconstruct video (b, f, 3, h, w)."""
@@ -210,7 +227,7 @@ class TinyVAE(nn.Module):
     # -- whole clips -----------------------------------------------------------------------------------------
 
     def encode(self, video: Tensor) -> Tensor:
-        """Encode video (b, f, 3, h, w) in [-1, 1], f = 4k+1 -> normalised latents (b, t, c, h/8, w/8), float32.
+        """Encode video (b, f, 3, h, w) in [-1, 1], f = 4k+1 -> normalised latents (b, t, c, h/8, w/8).
 
         Raises:
             ValueError: If f is not 4k+1, or h or w is not a multiple of 8.
@@ -218,7 +235,7 @@ class TinyVAE(nn.Module):
         return self.encode_stream(video, None)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode normalised latents (b, t, c, h/8, w/8) -> video (b, f, 3, h, w) in [-1, 1], float32."""
+        """Decode normalised latents (b, t, c, h/8, w/8) -> video (b, f, 3, h, w) in [-1, 1]."""
         return self.decode_stream(latents, None)[0]
 
     # -- streams ---------------------------------------------------------------------------------------------
@@ -250,7 +267,9 @@ class TinyVAE(nn.Module):
                 f"c={self.config.latent_channels} and at least one latent."
             )
         wide = _at_least_float32(latents)
-        video, state = self._render(wide * _per_channel(self.std, wide) + _per_channel(self.mean, wide), state)
+        video, state = self._render(
+            wide * _per_channel(self.std, wide) + _per_channel(self.mean, wide), state
+        )
         return _at_least_float32(video).clamp(-1.0, 1.0), state
 
     # -- for training ----------------------------------------------------------------------------------------
@@ -295,7 +314,9 @@ class TinyVAE(nn.Module):
         if state is None:
             return [None] * blocks
         if len(state.past) != blocks:
-            raise ValueError(f"the state holds {len(state.past)} blocks, this network has {blocks}; another VAE's?")
+            raise ValueError(
+                f"the state holds {len(state.past)} blocks, this network has {blocks}; another VAE's?"
+            )
         return state.past
 
     # -- dtype -----------------------------------------------------------------------------------------------

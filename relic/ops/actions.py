@@ -1,9 +1,9 @@
 """The 13-channel action codec: camera poses <-> actions (paper §3, Algorithm 1), one convention everywhere.
 
 Label `a_0` is static; `a_t` is the motion from frame t−1 to frame t, in the camera axes of frame t−1:
-Δp = R_{t−1}ᵀ(p_t − p_{t−1}) in units of d̄, and R_{t−1}ᵀR_t = R_y(pan_right)·R_x(tilt_up)·R_z(roll_cw) in degrees per
-frame. Each signed component is split into two non-negative channels. `static` is an extra indicator; the other
-channels keep their values beside it.
+Δp = R_{t−1}ᵀ(p_t − p_{t−1}) in units of d̄, and R_{t−1}ᵀR_t = R_y(pan_right)·R_x(tilt_up)·R_z(roll_cw), in
+degrees per frame. Each signed component is split into two non-negative channels. `static` is an extra
+indicator; the other channels keep their values beside it.
 """
 
 from __future__ import annotations
@@ -55,16 +55,17 @@ STATIC_TURN_DEG = 0.02
 KEY_TURN_DEG = 2.0  # degrees per frame while a rotation key is held, at γ = 1
 
 KEYS: Mapping[str, str] = {
-    "w": "dolly_in", "s": "dolly_out", "a": "truck_left", "d": "truck_right", "e": "pedestal_up", "q": "pedestal_down",
+    "w": "dolly_in", "s": "dolly_out", "a": "truck_left", "d": "truck_right",
+    "e": "pedestal_up", "q": "pedestal_down",
     "i": "tilt_up", "k": "tilt_down", "j": "pan_left", "l": "pan_right", "o": "roll_cw", "u": "roll_ccw",
 }  # fmt: skip
 
 
 def mean_step(c2w: Tensor) -> tuple[float, bool]:
-    """Return d̄, the mean length of the moving steps of a recording (f, 4, 4), and whether it translates at all.
+    """Return d̄, the mean length of the moving steps of a recording (f, 4, 4), and whether it moves at all.
 
-    A step counts as moving when it is longer than a thousandth of the longest one (rest is exactly zero in an engine and
-    noise in a tracker). A recording that never translates gets d̄ = 1 scene unit and False.
+    A step counts as moving when it is longer than a thousandth of the longest one (rest is exactly zero in an
+    engine and noise in a tracker). A recording that never translates gets d̄ = 1 scene unit and False.
     """
     steps = (c2w[1:, :3, 3] - c2w[:-1, :3, 3]).double().norm(dim=-1)
     if len(steps) == 0 or steps.max() <= REST:
@@ -96,7 +97,8 @@ def decode_actions(actions: Tensor) -> Tensor:
     """Turn actions (..., f, 13) into the motion of each frame (..., f, 4, 4), float64, translation in d̄."""
     if actions.shape[-1] != len(CHANNELS):
         raise ValueError(
-            f"actions have {actions.shape[-1]} channels; there must be {len(CHANNELS)}: {', '.join(CHANNELS)}."
+            f"actions have {actions.shape[-1]} channels; they must be the {len(CHANNELS)} of "
+            f"{', '.join(CHANNELS)}."
         )
     actions = actions.double()
     step = torch.stack([actions[..., p] - actions[..., n] for p, n in TRANSLATION_PAIRS], dim=-1)
@@ -124,7 +126,7 @@ def null_controls(actions: Tensor) -> Controls:
 
 
 def from_keys(held: Iterable[str], *, gamma: float = 1.0) -> Tensor:
-    """Return the action (13,) of a set of held keys or channel names, scaled by the exploration speed γ (paper §3).
+    """Return the action (13,) of held keys or channel names, scaled by the exploration speed γ (paper §3).
 
     Translation keys give 1.0 (d̄ per frame), rotation keys 2 degrees per frame. Opposite keys cancel.
     """
@@ -146,11 +148,11 @@ def from_keys(held: Iterable[str], *, gamma: float = 1.0) -> Tensor:
 
 
 def parse_script(script: str, *, gamma: float = 1.0) -> Tensor:
-    """Turn "dolly_in*16 pan_left+dolly_in*24 static*8" into actions (f, 13), float64, a static frame first."""
+    """Turn "dolly_in*16 pan_left+dolly_in*24 static*8" into actions (f, 13), float64, static frame first."""
     rows = [from_keys(["static"])]
     for word in script.split():
         names, _, count = word.partition("*")
-        if count and not count.isdigit():
+        if count and not count.isdecimal():
             raise ValueError(f"{word!r}: write an action as name*frames, e.g. dolly_in*16.")
         rows += [from_keys(names.split("+"), gamma=gamma)] * int(count or 1)
     return torch.stack(rows)

@@ -66,8 +66,8 @@ def check_rigid(c2w: Tensor, *, name: str = "c2w", tolerance: float = 1e-4) -> N
     if (det < 0).any():
         bad = int(det.argmin())
         raise ValueError(
-            f"{name}[{bad}] is a reflection: det R = {det[bad]:.3f}, must be +1; the source has left-handed axes, "
-            "convert them first (relic.ops.camera.unreal_to_opencv, opengl_to_opencv)."
+            f"{name}[{bad}] is a reflection: det R = {det[bad]:.3f}, must be +1; the source has "
+            "left-handed axes, convert them first (relic.ops.camera.unreal_to_opencv, opengl_to_opencv)."
         )
     last = flat.new_tensor([0.0, 0.0, 0.0, 1.0])
     if ((flat[:, 3] - last).abs() > tolerance).any():
@@ -94,12 +94,12 @@ def rotation_from_angles(angles_deg: Tensor) -> Tensor:
 def angles_from_rotation(rotation: Tensor) -> Tensor:
     """Invert `rotation_from_angles`: (..., 3, 3) -> (..., 3) degrees, tilt in [-90, 90].
 
-    Exact for any rotation: near ±90° of tilt, where pan and roll merge, pan is read after the roll is undone, so that
-    what one loses to rounding the other holds.
+    Exact for any rotation: near ±90° of tilt, where pan and roll merge, pan is read after the roll is undone,
+    so that what one loses to rounding the other holds.
     """
     cos_tilt = torch.hypot(rotation[..., 1, 0], rotation[..., 1, 1])
     tilt = torch.atan2(-rotation[..., 1, 2], cos_tilt)
-    level = cos_tilt > 1e-12  # else it looks straight up or down, and all roll is called pan
+    level = cos_tilt > 1e-14  # else it looks straight up or down, and all roll is called pan
     roll = torch.where(level, torch.atan2(rotation[..., 1, 0], rotation[..., 1, 1]), torch.zeros_like(tilt))
     sin, cos = roll.sin(), roll.cos()
     unrolled_x = rotation[..., 0, 0] * cos - rotation[..., 0, 1] * sin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,9 @@ __all__ = ["derive_seed", "keyed_generator", "keyed_normal", "keyed_uniform"]
 
 
 def derive_seed(*key: int | str) -> int:
-    """Hash a key, e.g. (seed, stage, batch index, sample index, purpose), to 63 bits; the same on every machine."""
-    digest = hashlib.blake2b("\x1f".join(map(repr, key)).encode(), digest_size=8).digest()
+    """Hash a key, e.g. (seed, stage, batch index, sample index, purpose), to 63 bits, alike everywhere."""
+    plain = (str(part) if isinstance(part, str) else operator.index(part) for part in key)  # np.int64(3) is 3
+    digest = hashlib.blake2b("\x1f".join(map(repr, plain)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -23,7 +25,7 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
 
 
 def keyed_normal(keys: Tensor | Sequence[int], *purpose: int | str, like: Tensor) -> Tensor:
-    """Draw standard normal noise in the shape of `like`, (b, ...), each sample from its own key in `keys` (b,)."""
+    """Draw standard normal noise in the shape of `like` (b, ...), each sample from its own key, (b,)."""
     return torch.stack(
         [
             torch.randn(

@@ -7,7 +7,7 @@ from tests.worlds import NANO
 
 
 def test_a_fresh_table_says_nothing_and_learns_only_the_words_it_sees():
-    table = WordTable(WordTableConfig(rows=10, width=4))
+    table = WordTable(WordTableConfig(width=4))
     ids = torch.tensor([[3, 5, 0]])
     assert not table(ids).any()
     table(ids).sum().backward()
@@ -15,7 +15,7 @@ def test_a_fresh_table_says_nothing_and_learns_only_the_words_it_sees():
 
 
 def test_padding_stays_zero_whatever_its_row_holds():
-    table = WordTable(WordTableConfig(rows=10, width=4))
+    table = WordTable(WordTableConfig(width=4))
     torch.nn.init.ones_(table.weight)
     assert table(torch.tensor([[3, 0]])).tolist() == [[[1, 1, 1, 1], [0, 0, 0, 0]]]
 

@@ -1,0 +1,294 @@
+"""Encode a dataset of recordings into latent shards: windows are cut, and turned back in time, before encoding.
+
+A causal 1+4+4... VAE is neither reversible nor croppable inside a clip, so this is the last place where windows and
+palindromes can be chosen. One output shard for each input shard and horizon, written whole or not at all; a run that
+was stopped goes on with the first one missing and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from relic.data.augment import draw_pivot, window_actions
+from relic.data.index import INDEX_NAME, Index, Row, write_index
+from relic.data.reader import WindowReader, caption_of
+from relic.data.sampling import Window
+from relic.data.schema import ACTIONS, JSON, LATENTS, LATENTS_SCHEMA, dump_array, dump_json
+from relic.data.select import rows_of
+from relic.data.shards import write_shard
+from relic.data.storage import Storage
+from relic.ops.randomness import derive_seed, keyed_generator
+from relic.types import PATCH, SPACE_STRIDE, latents_of
+
+__all__ = ["Encode", "EncodeSettings", "EncodeTask", "encode_dataset", "plan_encoding"]
+
+SETTINGS_NAME: Final = "encode.json"
+SETTINGS_SCHEMA: Final = "relic-encode/1"
+
+
+class Encode(Protocol):
+    """What encodes: video (b, f, 3, h, w) uint8 on the CPU -> normalised latents (b, t, c, h/8, w/8)."""
+
+    def __call__(self, video: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """Which windows are cut, and what encodes them. Decides every byte that is written.
+
+    Args:
+        horizons: Frames of the windows, each 4k+1; every horizon gets its own shards.
+        stride_seconds: A window starts every so many seconds of a recording.
+        palindromes: Share of windows that turn back in time.
+        seed: Of which windows turn, and where.
+        vae_sha256: Hash of the weights that encode.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    horizons: tuple[int, ...] = (81,)
+    stride_seconds: float = 1.0
+    palindromes: float = 0.5
+    seed: int = 0
+    vae_sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.horizons or len(set(self.horizons)) < len(self.horizons):
+            raise ValueError(f"horizons={self.horizons} must name different window lengths, at least one.")
+        for frames in self.horizons:
+            latents_of(frames)
+        if self.stride_seconds <= 0:
+            raise ValueError(f"stride_seconds={self.stride_seconds} must be positive.")
+        if not 0 <= self.palindromes <= 1:
+            raise ValueError(f"palindromes={self.palindromes} must be in [0, 1].")
+
+
+class EncodeTask(NamedTuple):
+    """One output shard: the windows of one horizon in one input shard."""
+
+    shard: str
+    windows: tuple[Window, ...]
+
+
+def plan_encoding(index: Index, settings: EncodeSettings) -> list[EncodeTask]:
+    """Lay out the windows of every valid recording of every scene, by input shard and horizon.
+
+    Raises:
+        ValueError: If there is no usable recording, recordings differ in size or rate, their size cannot be
+            encoded, or a horizon is longer than every one of them.
+    """
+    rows = rows_of(index, content="video")
+    _check_alike(rows)
+    longest = max(rows, key=lambda row: row.num_frames)
+    tasks = []
+    for horizon in settings.horizons:
+        if horizon > longest.num_frames:
+            raise ValueError(
+                f"a horizon of {horizon} frames is longer than every recording in {index.root}; the longest, "
+                f"{longest.key}, has {longest.num_frames}: give a shorter horizon or record longer."
+            )
+        for shard in sorted({row.shard for row in rows}):
+            recordings = [row for row in rows if row.shard == shard]
+            windows = tuple(w for row in recordings for w in _windows(row, horizon, settings=settings))
+            if windows:
+                name = f"shards/{PurePosixPath(shard).stem}-{horizon:03d}f.tar"
+                tasks.append(EncodeTask(name, windows))
+    return tasks
+
+
+def encode_dataset(
+    source: str | Path,
+    out: str | Path,
+    *,
+    encode: Encode,
+    settings: EncodeSettings,
+    batch: int = 8,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Encode the recordings at `source` into latent shards in the folder `out`, and index them.
+
+    Args:
+        source: Folder or fsspec URL of an indexed dataset of recordings.
+        out: Folder; one that a stopped run with the same settings has begun is gone on with.
+        encode: The VAE.
+        settings: Which windows.
+        batch: Windows encoded at a time; bounds memory.
+        progress: Told after every batch how many windows are done, of how many.
+
+    Returns:
+        The path of the index.
+
+    Raises:
+        FileNotFoundError: If the dataset or its index is missing.
+        ValueError: If the dataset does not fit the settings, `out` was begun with others, or the VAE fails.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1.")
+    tasks = plan_encoding(Index.open(source), settings)
+    storage, out = Storage(source), Path(out)
+    _claim(out, _description(storage, settings))
+    total, done = sum(len(task.windows) for task in tasks), 0
+    for task in tasks:
+        path = out / task.shard
+        if not path.exists():
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
+                leftover.unlink()
+            samples = _encoded(storage, task.windows, encode=encode, settings=settings, batch=batch)
+            write_shard(path, _counted(samples, lambda n, start=done: progress(start + n, total)))
+        done += len(task.windows)
+        progress(done, total)
+    return write_index(out)
+
+
+# -- windows -------------------------------------------------------------------------------------------------
+
+
+def _windows(row: Row, horizon: int, *, settings: EncodeSettings) -> Iterator[Window]:
+    stride = max(1, round(settings.stride_seconds * row.fps))
+    for start in range(0, row.num_frames - horizon + 1, stride):
+        generator = keyed_generator(settings.seed, "palindrome", row.key, start)
+        turned, turn = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        pivot = draw_pivot(horizon, uniform=turn) if turned < settings.palindromes else None
+        key = derive_seed(settings.seed, "encode", row.key, start, horizon)
+        yield Window(row, start, horizon, 1, pivot, key)
+
+
+def _check_alike(rows: Sequence[Row]) -> None:
+    first = rows[0]
+    grid = SPACE_STRIDE * PATCH
+    if first.height % grid or first.width % grid:
+        raise ValueError(
+            f"{first.key} is {first.height}x{first.width}; sides must be multiples of {grid} (8x VAE, then 2x2 "
+            "patches): record or import at another size."
+        )
+    for row in rows:
+        if (row.height, row.width, row.fps) != (first.height, first.width, first.fps):
+            raise ValueError(
+                f"{row.key} is {row.height}x{row.width} at {row.fps:g} fps, {first.key} is "
+                f"{first.height}x{first.width} at {first.fps:g}: latents of different sizes or rates cannot be "
+                "trained on together; encode them from datasets of their own."
+            )
+
+
+# -- samples -------------------------------------------------------------------------------------------------
+
+
+def _encoded(
+    storage: Storage, windows: Sequence[Window], *, encode: Encode, settings: EncodeSettings, batch: int
+) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    """Yield the samples of windows of one shape, in order; unreadable windows are warned of and left out."""
+    row = windows[0].row
+    reader = WindowReader(storage, size=(row.height, row.width), content="video", words=1)
+    for start in range(0, len(windows), batch):
+        videos, cut = [], []
+        for window in windows[start : start + batch]:
+            try:
+                actions = window_actions(reader.poses(window), d_bar=window.row.d_bar, pivot=window.pivot)
+                videos.append(torch.from_numpy(reader.video(window)))
+                cut.append((window, actions))
+            except ValueError as error:
+                warnings.warn(f"left out frame {window.start} on of {window.row.key}: {error}", stacklevel=2)
+        if videos:
+            latents = encode(rearrange(videos, "b f h w c -> b f c h w")).detach().cpu()
+            _check_latents(latents, cut[0][0])
+            for (window, actions), latent in zip(cut, latents, strict=True):
+                yield _sample(window, latent, actions, vae_sha256=settings.vae_sha256)
+
+
+def _check_latents(latents: Tensor, window: Window) -> None:
+    row = window.row
+    expected = (latents_of(window.num_frames), row.height // SPACE_STRIDE, row.width // SPACE_STRIDE)
+    if latents.ndim != 5 or (latents.shape[1], *latents.shape[3:]) != expected:
+        raise ValueError(
+            f"the VAE made latents {tuple(latents.shape)} of {window.num_frames} frames of {row.height}x{row.width}; "
+            f"(b, t, c, h, w) with t, h, w = {expected} is needed: it must compress 4x8x8."
+        )
+    if not bool(latents.half().isfinite().all()):
+        raise ValueError(f"the VAE made NaN or infinity of {row.key} from frame {window.start} on.")
+
+
+def _sample(
+    window: Window, latents: Tensor, actions: Tensor, *, vae_sha256: str
+) -> tuple[str, dict[str, bytes]]:
+    """Pack latents (t, c, h, w) and actions (f, 13) of a window."""
+    row = window.row
+    description = {
+        "schema": LATENTS_SCHEMA,
+        "num_frames": window.num_frames,
+        "fps": row.fps,
+        "height": row.height,
+        "width": row.width,
+        "d_bar": row.d_bar,
+        "caption": caption_of(row, start=window.start),
+        "scene": row.scene,
+        "source": row.key,
+        "start": window.start,
+        "pivot": window.pivot,
+        "vae_sha256": vae_sha256,
+    }
+    members = {
+        LATENTS: dump_array(latents.half().numpy()),
+        ACTIONS: dump_array(actions.numpy().astype(np.float32)),
+        JSON: dump_json(description),
+    }
+    return f"{row.key}-{window.num_frames:03d}f-{window.start:06d}", members
+
+
+def _counted(samples: Iterator[Any], tell: Callable[[int], None]) -> Iterator[Any]:
+    for number, sample in enumerate(samples):
+        tell(number)
+        yield sample
+
+
+# -- the folder ----------------------------------------------------------------------------------------------
+
+
+def _description(storage: Storage, settings: EncodeSettings) -> dict[str, Any]:
+    return {
+        "schema": SETTINGS_SCHEMA,
+        "source": hashlib.sha256(storage.read(INDEX_NAME)).hexdigest(),
+        "horizons": list(settings.horizons),
+        "stride_seconds": settings.stride_seconds,
+        "palindromes": settings.palindromes,
+        "seed": settings.seed,
+        "vae_sha256": settings.vae_sha256,
+    }
+
+
+def _claim(out: Path, description: Mapping[str, Any]) -> None:
+    """Write down what `out` is made with, or check that it was begun with the same.
+
+    Raises:
+        ValueError: Naming what differs, or if something else lies there.
+    """
+    path = out / SETTINGS_NAME
+    if not path.exists():
+        if any(out.glob("shards/*.tar")) or (out / INDEX_NAME).exists():
+            raise ValueError(f"{out} holds a dataset that was not encoded here; give an empty folder.")
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+        temporary.replace(path)
+        return
+    found = json.loads(path.read_text())
+    for name, value in description.items():
+        if found.get(name) != value:
+            what = {"source": "another index of recordings", "vae_sha256": "another VAE"}.get(
+                name, f"{name}={found.get(name)}, not {value}"
+            )
+            raise ValueError(
+                f"{out} was begun with {what} ({name} differs); give the same arguments to go on, or another folder."
+            )

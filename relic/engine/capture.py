@@ -1,0 +1,179 @@
+"""Render a scene along camera poses with panda3d: through EGL where a driver is found, else in software."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Final, Literal
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from relic.engine.scenes import Scene
+from relic.engine.staging import PANDA_AXES, build, core
+
+__all__ = ["FIELD_OF_VIEW_DEG", "Backend", "Camera", "choose_backend", "intrinsics_of", "opencv_to_panda", "shoot"]
+
+Backend = Literal["auto", "egl", "software"]
+
+FIELD_OF_VIEW_DEG: Final = 75.0  # horizontal
+NEAR, FAR = 0.08, 200.0  # m
+MULTISAMPLES: Final = 4
+SUPERSAMPLING: Final = 2  # each side, in software, which has no multisampling
+
+
+def intrinsics_of(size: tuple[int, int], *, field_of_view_deg: float = FIELD_OF_VIEW_DEG) -> Tensor:
+    """Return `fx fy cx cy` in pixels, (4,) float64, of a picture of (height, width); pixel centres at integers."""
+    height, width = size
+    focal = width / 2 / math.tan(math.radians(field_of_view_deg) / 2)
+    return torch.tensor([focal, focal, width / 2 - 0.5, height / 2 - 0.5], dtype=torch.float64)
+
+
+def opencv_to_panda(c2w: Tensor) -> Tensor:
+    """Convert poses (..., 4, 4) to the matrices panda3d takes.
+
+    Panda's axes are x right, y forward, z up, for the world and for the camera; its matrices act on row vectors, so
+    the result is transposed: position in the last row.
+    """
+    axes = torch.eye(4, dtype=torch.float64)
+    axes[:3, :3] = torch.from_numpy(PANDA_AXES)
+    return (axes @ c2w.double() @ axes.mT).mT
+
+
+def choose_backend(backend: Backend = "auto") -> Literal["egl", "software"]:
+    """Return the backend that works on this machine; tried once per process.
+
+    Raises:
+        RuntimeError: If the one asked for does not work here.
+    """
+    if backend != "software" and _pipe("egl") is not None:
+        return "egl"
+    if backend == "egl":
+        raise RuntimeError(
+            "panda3d found no headless EGL driver: install one (Debian: apt-get install libegl1 libgl1-mesa-dri), "
+            "or take backend=software, which needs none."
+        )
+    return "software"
+
+
+def shoot(
+    scene: Scene,
+    c2w: Tensor,
+    *,
+    size: tuple[int, int],
+    field_of_view_deg: float = FIELD_OF_VIEW_DEG,
+    backend: Backend = "auto",
+) -> Iterator[np.ndarray]:
+    """Yield the pictures of a scene from poses (f, 4, 4), each (h, w, 3) uint8 RGB. size: (height, width)."""
+    with Camera(scene, size=size, field_of_view_deg=field_of_view_deg, backend=backend) as camera:
+        for pose in opencv_to_panda(c2w).numpy():
+            yield camera.picture(pose)
+
+
+class Camera:
+    """A scene before a lens. Use it as a context: leaving it frees the frame buffer.
+
+    Args:
+        scene: What to film.
+        size: (height, width) of the pictures in pixels.
+        field_of_view_deg: Horizontal.
+        backend: "egl", "software", or "auto" for the first that works.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        size: tuple[int, int],
+        field_of_view_deg: float = FIELD_OF_VIEW_DEG,
+        backend: Backend = "auto",
+    ) -> None:
+        p3d = core()
+        self.size = size
+        self.backend = choose_backend(backend)
+        self._scale = SUPERSAMPLING if self.backend == "software" else 1
+        height, width = (side * self._scale for side in size)
+        self._engine = p3d.GraphicsEngine.get_global_ptr()
+        self._buffer = _make_buffer(_pipe(self.backend), self.backend, height, width)
+        if self._buffer is None:
+            raise RuntimeError(f"panda3d could not make a {height}x{width} frame buffer ({self.backend}).")
+        self._texture = p3d.Texture("frame")
+        self._texture.set_auto_texture_scale(p3d.ATS_none)  # any size, not only powers of two
+        self._buffer.add_render_texture(self._texture, p3d.GraphicsOutput.RTM_copy_ram)
+        self._buffer.set_clear_color_active(False)  # the sky covers every pixel
+        lens = p3d.PerspectiveLens()
+        lens.set_film_size(width, height)
+        lens.set_focal_length(float(intrinsics_of((height, width), field_of_view_deg=field_of_view_deg)[0]))
+        lens.set_near_far(NEAR, FAR)
+        self._stage = build(scene)
+        self._eye = self._stage.root.attach_new_node(p3d.Camera("eye", lens))
+        self._buffer.make_display_region().set_camera(self._eye)
+        self._engine.open_windows()
+
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the frame buffer and the scene's nodes."""
+        if self._buffer is not None:
+            self._engine.remove_window(self._buffer)
+            self._stage.root.remove_node()
+            self._buffer = None
+
+    def picture(self, pose: np.ndarray) -> np.ndarray:
+        """Return the picture (h, w, 3) uint8 RGB from a pose (4, 4) in panda's convention (`opencv_to_panda`)."""
+        self._eye.set_mat(core().LMatrix4f(*pose.ravel().tolist()))
+        self._stage.sky.set_pos(*pose[3, :3].tolist())
+        self._engine.render_frame()
+        height, width = self._texture.get_y_size(), self._texture.get_x_size()
+        raw = np.frombuffer(self._texture.get_ram_image(), np.uint8).reshape(height, width, -1)
+        if self._scale == 1:
+            return np.ascontiguousarray(raw[::-1, :, 2::-1])  # bottom row first, BGR
+        order = {3: "bgr24", 4: "bgra"}[raw.shape[2]]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(raw[::-1]), format=order)
+        return frame.reformat(
+            width=self.size[1], height=self.size[0], format="rgb24", interpolation="AREA"
+        ).to_ndarray()
+
+
+@lru_cache(maxsize=2)
+def _pipe(backend: Literal["egl", "software"]) -> Any:
+    """Return panda's pipe to a renderer, None if it does not work here."""
+    p3d = core()
+    selection = p3d.GraphicsPipeSelection.get_global_ptr()
+    if backend == "software":
+        pipe = selection.make_pipe("TinyOffscreenGraphicsPipe", "p3tinydisplay")
+    else:
+        pipe = selection.make_module_pipe("p3headlessgl")
+    if pipe is None or not pipe.is_valid():
+        return None
+    buffer = _make_buffer(pipe, backend, 16, 16)
+    if buffer is None:
+        return None
+    p3d.GraphicsEngine.get_global_ptr().remove_window(buffer)
+    return pipe
+
+
+def _make_buffer(pipe: Any, backend: str, height: int, width: int) -> Any:
+    p3d = core()
+    pixels = p3d.FrameBufferProperties()
+    pixels.set_rgba_bits(8, 8, 8, 0)
+    pixels.set_depth_bits(24)
+    if backend == "egl":
+        pixels.set_multisamples(MULTISAMPLES)
+    engine = p3d.GraphicsEngine.get_global_ptr()
+    shape = p3d.WindowProperties.size(width, height)
+    buffer = engine.make_output(pipe, "camera", 0, pixels, shape, p3d.GraphicsPipe.BF_refuse_window)
+    if buffer is None:
+        return None
+    engine.open_windows()
+    return buffer if buffer.is_valid() else None

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relic import cli
+from relic.cli import STAGES, VERBS, _join_tuples, main
+
+
+def test_every_verb_has_its_file_and_its_function():
+    import importlib
+
+    folder = Path(cli.__file__).parent / "verbs"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(VERBS)
+    for name in VERBS:
+        assert callable(getattr(importlib.import_module(f"relic.verbs.{name}"), name))
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    code = (
+        "import sys; from relic.cli import main; main(['--help']); "
+        "assert not {'torch', 'lightning', 'panda3d'} & set(sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(name in out for name in (*STAGES, *VERBS))
+
+
+def test_an_unknown_command_is_named_beside_those_that_exist():
+    with pytest.raises(SystemExit, match="'rendre' is not a command"):
+        main(["rendre"])
+
+
+def test_tuples_are_written_as_words():
+    def verb(*, size: tuple[int, int] = (1, 2), seed: int = 0) -> None: ...
+
+    verb.__annotations__ = {"size": tuple[int, int], "seed": int}
+    assert _join_tuples(verb, ["--size", "128", "256", "--seed", "3"]) == [
+        "--size",
+        "[128,256]",
+        "--seed",
+        "3",
+    ]
+    assert _join_tuples(verb, ["--seed", "3", "--size", "128", "256"]) == [
+        "--seed",
+        "3",
+        "--size",
+        "[128,256]",
+    ]
+    assert _join_tuples(verb, ["--size", "[1,2]"]) == ["--size", "[1,2]"]
+
+
+def test_a_verb_that_fails_says_why_without_a_traceback(tmp_path):
+    with pytest.raises(SystemExit, match=r"relic inspect: .*does not exist"):
+        main(["inspect", str(tmp_path / "nowhere")])
+
+
+def test_verbs_document_every_option(capsys):
+    for name in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert "(required, type: " in text or "default: " in text

@@ -1,0 +1,84 @@
+"""A fit that is killed at random moments and resumed equals one that was left alone, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.data.recordings import latents_sample, write_dataset
+
+CONFIG = """
+model:
+  class_path: relic.modules.TeacherExtension
+  init_args:
+    net: {width: 32, depth: 2, heads: 2, ffn: 64, latent_channels: 4, text_width: 8, text_length: 32,
+          control: {width: 8}}
+    words: {width: 8}
+data:
+  content: latents
+  clip: {height: 64, width: 64, horizons: [33]}
+  global_batch: 4
+  batches_per_epoch: 90
+  workers: 0
+  validation_scenes: 1
+  evaluation_scenes: 1
+trainer: {max_steps: 200, accelerator: cpu, log_every_n_steps: 1}
+checkpoint: {every_n_train_steps: 7}
+"""
+KILLS = 3
+
+
+def losses(root: Path) -> dict[int, float]:
+    """Training losses by step, a resumed run's over those of the run it replaces."""
+    found: dict[int, float] = {}
+    for folder in sorted((root / "lightning_logs").iterdir(), key=lambda p: int(p.name.split("_")[1])):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        if "train/loss_flow" in events.Tags()["scalars"]:
+            found.update({event.step: event.value for event in events.Scalars("train/loss_flow")})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_and_resumed_fit_has_the_same_losses_and_weights(tmp_path, workers):
+    seed = random.SystemRandom().randrange(10_000)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    samples = [(f"s{i:03d}", latents_sample(33, seed=i, scene=f"room{i % 4}", size=64)) for i in range(24)]
+    write_dataset(tmp_path / "latents", samples)
+    (tmp_path / "fit.yaml").write_text(CONFIG)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(name: str, workers: int) -> list[str]:
+        root = tmp_path / name
+        words = [sys.executable, "-m", "relic.cli", "fit", "--config", str(tmp_path / "fit.yaml")]
+        words += [f"--data.root={tmp_path / 'latents'}", f"--trainer.default_root_dir={root}"]
+        words += [f"--data.workers={workers}"]
+        resume = (root / "checkpoints" / "last.ckpt").exists()
+        return [*words, "--ckpt_path", "last"] if resume else words
+
+    subprocess.run(command("straight", 0), check=True, env=env, capture_output=True)
+    for _ in range(KILLS):
+        with subprocess.Popen(
+            command("killed", workers), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            log = tmp_path / "killed" / "lightning_logs"
+            begun = len(list(log.glob("*"))) if log.exists() else 0
+            while process.poll() is None and (not log.exists() or len(list(log.glob("*"))) == begun):
+                time.sleep(0.05)  # starting up; kill it only once it works
+            time.sleep(moments.uniform(0.5, 3.0))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    subprocess.run(command("killed", workers), check=True, env=env, capture_output=True)
+    straight, killed = losses(tmp_path / "straight"), losses(tmp_path / "killed")
+    assert len(straight) == 200 and straight == killed
+    weights = [(tmp_path / name / "teacher.safetensors").read_bytes() for name in ("straight", "killed")]
+    assert weights[0] == weights[1]
