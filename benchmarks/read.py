@@ -1,8 +1,8 @@
 """Frames a second of `WorldDataModule`'s training loader against bare PyAV decoding of the same windows.
 
 All read the same windows, in the same batches, with the same number of workers. The bare sides decode plain mp4
-files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one single-threaded scaler
-for all frames. Rounds alternate, so that a busy machine slows all sides.
+files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one single-threaded
+scaler for all frames. Rounds alternate, so that a busy machine slows all sides.
 
     python benchmarks/read.py --height 128 --width 224 --workers 0 2
 """
@@ -73,9 +73,10 @@ def write_world(root: Path, *, height: int, width: int) -> None:
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
         for number in range(RECORDINGS):
+            frames = glide(num_frames, height=height, width=width, seed=number)
             sample = pack_sample(
-                frames=glide(num_frames, height=height, width=width, seed=number), c2w=c2w,
-                intrinsics_px=intrinsics_px, fps=FPS, captions=("a rough picture",), provenance={"scene": f"scene{number}"},
+                frames=frames, c2w=c2w, intrinsics_px=intrinsics_px, fps=FPS, captions=("a rough picture",),
+                provenance={"scene": f"scene{number}"},
             )  # fmt: skip
             (root / "mp4" / f"walk{number}.mp4").write_bytes(sample[VIDEO])
             yield f"walk{number}", sample

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -29,6 +29,8 @@ class SampleVideo(Callback):
         num_frames: Frames per clip, 4k+1.
         split: Which scenes: `train`, `validation` or `evaluation`.
         num_clips: Number of clips.
+        validation_scenes: Scenes held out for validation, as in the data module.
+        evaluation_scenes: Scenes held out for evaluation, as in the data module.
         every_n_validations: Sample after every n-th validation only.
         seed: Seed of the windows and of the noise.
     """
@@ -38,8 +40,10 @@ class SampleVideo(Callback):
         root: str,
         num_frames: int,
         *,
-        split: str = "validation",
+        split: Literal["train", "validation", "evaluation"] = "validation",
         num_clips: int = 2,
+        validation_scenes: int = 2,
+        evaluation_scenes: int = 2,
         every_n_validations: int = 1,
         seed: int = 0,
     ) -> None:
@@ -50,6 +54,7 @@ class SampleVideo(Callback):
         self.validations = 0
         self.source: dict[str, Any] = {
             "root": root, "num_frames": num_frames, "split": split, "num_clips": num_clips, "seed": seed,
+            "validation_scenes": validation_scenes, "evaluation_scenes": evaluation_scenes,
         }  # fmt: skip
         self.clips: list[Clip] = []
 

@@ -1,8 +1,8 @@
-"""Encode a dataset of recordings into latent shards: windows are cut, and turned back in time, before encoding.
+"""Encode a dataset of recordings into latent shards: windows are cut, and turned in time, before encoding.
 
-A causal 1+4+4... VAE is neither reversible nor croppable inside a clip, so this is the last place where windows and
-palindromes can be chosen. One output shard for each input shard and horizon, written whole or not at all; a run that
-was stopped goes on with the first one missing and ends with the same bytes.
+A causal 1+4+4... VAE is neither reversible nor croppable inside a clip, so this is the last place where windows
+and palindromes can be chosen. One output shard for each input shard and horizon, written whole or not at all; a
+run that was stopped goes on with the first one missing and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -171,15 +171,15 @@ def _check_alike(rows: Sequence[Row]) -> None:
     grid = SPACE_STRIDE * PATCH
     if first.height % grid or first.width % grid:
         raise ValueError(
-            f"{first.key} is {first.height}x{first.width}; sides must be multiples of {grid} (8x VAE, then 2x2 "
-            "patches): record or import at another size."
+            f"{first.key} is {first.height}x{first.width}; sides must be multiples of {grid} (8x VAE, then "
+            "2x2 patches): record or import at another size."
         )
     for row in rows:
         if (row.height, row.width, row.fps) != (first.height, first.width, first.fps):
             raise ValueError(
                 f"{row.key} is {row.height}x{row.width} at {row.fps:g} fps, {first.key} is "
-                f"{first.height}x{first.width} at {first.fps:g}: latents of different sizes or rates cannot be "
-                "trained on together; encode them from datasets of their own."
+                f"{first.height}x{first.width} at {first.fps:g}: latents of different sizes or rates cannot "
+                "be trained on together; encode them from datasets of their own."
             )
 
 
@@ -213,8 +213,8 @@ def _check_latents(latents: Tensor, window: Window) -> None:
     expected = (latents_of(window.num_frames), row.height // SPACE_STRIDE, row.width // SPACE_STRIDE)
     if latents.ndim != 5 or (latents.shape[1], *latents.shape[3:]) != expected:
         raise ValueError(
-            f"the VAE made latents {tuple(latents.shape)} of {window.num_frames} frames of {row.height}x{row.width}; "
-            f"(b, t, c, h, w) with t, h, w = {expected} is needed: it must compress 4x8x8."
+            f"the VAE made latents {tuple(latents.shape)} of {window.num_frames} frames of "
+            f"{row.height}x{row.width}; (b, t, c, h, w) with t, h, w = {expected} is needed: it must compress 4x8x8."
         )
     if not bool(latents.half().isfinite().all()):
         raise ValueError(f"the VAE made NaN or infinity of {row.key} from frame {window.start} on.")
@@ -260,7 +260,7 @@ def _description(storage: Storage, settings: EncodeSettings) -> dict[str, Any]:
     return {
         "schema": SETTINGS_SCHEMA,
         "source": hashlib.sha256(storage.read(INDEX_NAME)).hexdigest(),
-        "horizons": list(settings.horizons),
+        "horizons": sorted(settings.horizons),
         "stride_seconds": settings.stride_seconds,
         "palindromes": settings.palindromes,
         "seed": settings.seed,
@@ -290,5 +290,6 @@ def _claim(out: Path, description: Mapping[str, Any]) -> None:
                 name, f"{name}={found.get(name)}, not {value}"
             )
             raise ValueError(
-                f"{out} was begun with {what} ({name} differs); give the same arguments to go on, or another folder."
+                f"{out} was begun with {what} ({name} differs); give the same arguments to go on, or another "
+                "folder."
             )

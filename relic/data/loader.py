@@ -60,13 +60,13 @@ class WindowDataset(Dataset[Any]):
         return collate(samples, content=self.reader.content, stacked=stacked), failures
 
     def _room(self, places: list[Place]) -> Tensor:
-        """Return memory for the frames of a batch (b, f, h, w, 3); in a worker shared, so that none is copied."""
+        """Return memory for a batch of frames (b, f, h, w, 3); in a worker shared, so that none is copied."""
         num_frames = self.plan.draw(*places[0], attempt=0).num_frames
         shape = (len(places), num_frames, *self.reader.size, 3)
         if get_worker_info() is None:
             return torch.empty(shape, dtype=torch.uint8)
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
-        return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+        return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
     def _read(self, place: Place, room: np.ndarray | None, failures: list[Failure]) -> Sample:
         for attempt in range(ATTEMPTS):

@@ -13,6 +13,7 @@ from relic.engine.scenes import Room, Solid
 __all__ = ["Light", "Mesh", "join", "mesh_of", "outdoor_light", "room_light"]
 
 PATCH: Final = 1.6  # m: larger faces are divided, so that light can vary over them
+MOST_PATCHES: Final = 6  # along a side
 ROUND: Final = 14  # sides of round things
 SUN: Final = np.array([0.45, -0.75, -0.48])  # towards the sun; y is down
 
@@ -75,7 +76,7 @@ def _box(solid: Solid) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         for sign in (-1, 1):
             if axis == 1 and sign == 1 and high[1] >= 0:
                 continue  # stands on the ground
-            cells = [max(1, round(float(high[k] - low[k]) / PATCH)) for k in (a, b)]
+            cells = [min(MOST_PATCHES, max(1, round(float(high[k] - low[k]) / PATCH))) for k in (a, b)]
             s, t = np.meshgrid(*(np.linspace(0, 1, n + 1) for n in cells), indexing="ij")
             points = np.empty((s.size, 3))
             points[:, axis] = (low if sign < 0 else high)[axis]

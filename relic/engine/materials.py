@@ -120,7 +120,7 @@ def _soft_noise(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
     for _ in range(6):
         fx, fy = rng.integers(1, 4, 2) * rng.choice([-1, 1], 2)
         total += np.sin(2 * np.pi * (fx * u + fy * v + rng.random()))
-    return _step(total, soft=1.2)
+    return 0.5 * _step(total, soft=2.5)
 
 
 def _step(x: np.ndarray, *, soft: float) -> np.ndarray:

@@ -276,7 +276,7 @@ class TinyVAE(nn.Module):
 
     def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (b, t, c, h/8, w/8) of the posterior of a clip, not normalised."""
-        mu, logvar = self._moments(video, None)[0].float().chunk(2, dim=2)
+        mu, logvar = _at_least_float32(self._moments(video, None)[0]).chunk(2, dim=2)
         return mu, logvar.clamp(-30.0, 10.0)
 
     def render(self, latents: Tensor) -> Tensor:

@@ -156,8 +156,9 @@ def accumulate(motion: Tensor) -> Tensor:
             stretch = torch.cat([head, tail], dim=-3)
             step *= 2
         stretch = carry @ stretch
-        carry = orthonormalise(stretch[..., -1:, :, :])
         poses.append(stretch)
+        if start + REORTHONORMALISE_EVERY < frames:
+            carry = orthonormalise(stretch[..., -1:, :, :])
     return torch.cat(poses, dim=-3)
 
 

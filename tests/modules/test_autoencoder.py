@@ -1,0 +1,181 @@
+"""The autoencoder stage: it learns, normalises its latents, and ranks only share the work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from lightning import Trainer
+
+from relic.modules import Autoencoder
+from relic.modules.autoencoder import edge_loss
+from relic.nn.checkpoints import read_header
+from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
+from relic.ops.randomness import derive_seed, keyed_generator
+from relic.ops.video import from_uint8
+from relic.types import Batch, ClipSpec
+
+NET = TinyVAEConfig(latent_channels=8, patch=4, widths=(12, 16), encoder_depths=(1, 1), decoder_depths=(1, 1))
+CLIP = ClipSpec(height=32, width=48, horizons=(9,), block_latents=2)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def autoencoder(**changes) -> Autoencoder:
+    settings = {"net": NET, "clip": CLIP, "ema_decay": 0.9, **changes}
+    return Autoencoder(**settings)
+
+
+def batch(indices: list[int]) -> Batch:
+    """Soft stripes that wander; every sample is a function of its index."""
+    videos = []
+    for index in indices:
+        a, b, c, *colour = torch.rand(6, generator=keyed_generator("stripes", index)).tolist()
+        t, y, x = torch.meshgrid(torch.arange(9), torch.arange(32), torch.arange(48), indexing="ij")
+        wave = ((x * a + y * b + t * c) * 0.4).sin()
+        videos.append((127 + 120 * wave[:, None] * torch.tensor(colour)[:, None, None]).to(torch.uint8))
+    count = len(indices)
+    return Batch(
+        latents=None,
+        trajectory=None,
+        video=torch.stack(videos),
+        actions=torch.zeros(count, 9, 13),
+        text=torch.zeros(count, 4, dtype=torch.int64),
+        d_bar=torch.ones(count, dtype=torch.float64),
+        key=torch.tensor([derive_seed(0, i) for i in indices]),
+    )
+
+
+class Stripes(lightning.LightningDataModule):
+    """Ranks take strided slices of each global batch of four."""
+
+    def __init__(self, *, batches: int = 4) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        trainer = self.trainer
+        mine = range(trainer.global_rank, 4, trainer.world_size)
+        return [batch([4 * n + j for j in mine]) for n in range(self.batches)]
+
+    def val_dataloader(self):
+        return [batch([1000, 1001])]
+
+
+def trainer(root: Path, **changes) -> Trainer:
+    settings = {
+        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": root,
+        "use_distributed_sampler": False, **changes,
+    }  # fmt: skip
+    return Trainer(**settings)
+
+
+def test_fitting_lowers_the_error_and_exports_a_normalising_vae(tmp_path):
+    module = autoencoder(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
+    truth = from_uint8(batch([1000, 1001]).video)
+    with torch.no_grad():
+        before = (module.averaged(truth) - truth).square().mean()
+    run = trainer(tmp_path, max_steps=60)
+    run.fit(module, Stripes(batches=60))
+    vae = TinyVAE.from_file(tmp_path / "tiny_vae.safetensors")
+    with torch.no_grad():
+        after = (vae(truth) - truth).square().mean()
+        latents = vae.encode(from_uint8(batch(list(range(200, 216))).video))
+    assert after < 0.7 * before
+    assert run.callback_metrics["val/psnr_rec"] > 15
+    assert latents.mean((0, 1, 3, 4)).abs().max() < 0.5
+    assert ((latents.std((0, 1, 3, 4)) > 0.5) & (latents.std((0, 1, 3, 4)) < 2)).all()
+    assert read_header(tmp_path / "tiny_vae.safetensors")["config"]["widths"] == [12, 16]
+
+
+def test_running_moments_are_those_of_all_latents_while_they_are_few():
+    module = autoencoder()
+    mus = [torch.randn(2, 3, 8, 4, 6) * 2 + n for n in range(5)]
+    for mu in mus:
+        module.track_moments(mu)
+    every = torch.cat(mus)
+    torch.testing.assert_close(module.trained.mean, every.mean((0, 1, 3, 4)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        module.trained.std, every.std((0, 1, 3, 4), correction=0), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_moments_and_noise_stay_out_of_the_gradient_of_other_samples():
+    module = autoencoder(window_frames=5)
+    losses = {}
+    for indices in ([0, 1, 2], [2]):
+        data = batch(indices)
+        vae, video = module.trained, module.window(data)
+        mu, _ = vae.moments(video)
+        noise = module.normal(data.key, "posterior", like=mu)
+        losses[len(indices)] = (video[-1], noise[-1], vae.render(mu + noise)[-1])
+    for several, alone in zip(losses[3], losses[1], strict=True):
+        torch.testing.assert_close(several, alone, atol=1e-5, rtol=0)
+
+
+def test_windows_are_short_stretches_at_keyed_places():
+    module = autoencoder(window_frames=5)
+    data = batch(list(range(32)))
+    windows, whole = module.window(data), from_uint8(data.video)
+    places = [
+        next(s for s in range(5) if torch.equal(window, clip[s : s + 5]))
+        for window, clip in zip(windows, whole, strict=True)
+    ]
+    assert set(places) == set(range(5))
+    assert torch.equal(windows, module.window(data))
+
+
+def test_an_edge_out_of_place_costs_more_than_a_wrong_brightness():
+    truth = torch.zeros(1, 1, 3, 8, 8)
+    brighter = truth + 0.5
+    striped = truth.clone()
+    striped[..., ::2] = 0.5
+    assert edge_loss(brighter, truth) == 0 < edge_loss(striped, truth)
+
+
+DDP_SCRIPT = """
+import sys, torch
+from tests.modules.test_autoencoder import Stripes, autoencoder, sgd, trainer
+devices, out = int(sys.argv[1]), sys.argv[2]
+module = autoencoder(optimizer=sgd, window_frames=5)
+run = trainer(out, devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=10)
+run.fit(module, Stripes(batches=10))
+if run.is_global_zero:
+    torch.save(module.state_dict(), f"{out}/state-{devices}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_over_ten_steps(tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP_SCRIPT)
+    for devices in (1, 2):
+        subprocess.run(
+            [sys.executable, script, str(devices), str(tmp_path)], check=True, env=env, timeout=240
+        )
+    one, two = (torch.load(tmp_path / f"state-{n}.pt") for n in (1, 2))
+    assert one["net.mean"].abs().max() > 0.01
+    assert max(float((one[k].double() - two[k].double()).abs().max()) for k in one) <= 1e-5
+
+
+def test_wrong_settings_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"window_frames=8 must be 4k\+1|num_frames=8 must be 4k\+1"):
+        autoencoder(window_frames=8)
+    with pytest.raises(ValueError, match="window_frames=13 is longer than a clip"):
+        autoencoder(window_frames=13)
+    with pytest.raises(ValueError, match="kl_weight=-1"):
+        autoencoder(kl_weight=-1)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="alexnet.*set lpips_weight to 0"):
+        autoencoder(lpips_weight=0.1)
+    with pytest.raises(ValueError, match="set data.content to video"):
+        autoencoder().window(batch([0])._replace(video=None))
