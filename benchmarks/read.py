@@ -1,7 +1,7 @@
 """Frames a second of `WorldDataModule`'s training loader against bare PyAV decoding of the same windows.
 
-All read the same windows, in the same batches, with the same number of workers. The bare sides decode plain mp4
-files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one single-threaded
+All read the same windows, in the same batches, with the same number of workers. The bare sides decode plain
+mp4 files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one single-threaded
 scaler for all frames. Rounds alternate, so that a busy machine slows all sides.
 
     python benchmarks/read.py --height 128 --width 224 --workers 0 2
@@ -48,7 +48,7 @@ class BareVideo(Dataset[int]):
         count = 0
         reformatter = VideoReformatter()
         with av.open(str(self.folder / f"{window.row.key}.mp4")) as container:
-            stream = container.streams.video[0]
+            stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1
             ticks = 1 / (stream.time_base * stream.average_rate)
             container.seek(int(window.start * ticks), stream=stream)

@@ -82,8 +82,8 @@ def run_verb(name: str, words: list[str]) -> None:
 
     function: Callable[..., Any] = getattr(importlib.import_module(f"relic.verbs.{name}"), name)
     parameters = inspect.signature(function).parameters.values()
-    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    positional = {p.name for p in parameters} - options
+    options: set[str | int] = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    positional: set[str | int] = {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}
     parser = ArgumentParser(prog=f"relic {name}", description=(function.__doc__ or "").split("\n\n")[0])
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)

@@ -151,4 +151,4 @@ class Block(NamedTuple):
 
     latents: Tensor
     controls: Controls
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which no one needs here

@@ -51,7 +51,7 @@ def describe_sample(file: BinaryIO, members: Sequence[Member]) -> dict[str, Any]
     row = BLANK | {"kind": "latents" if LATENTS in places or TRAJECTORY in places else "clip"}
     try:
         row |= _latents(file, places) if row["kind"] == "latents" else _clip(file, places)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the latter two: a field of another type
         return row | {"reason": str(error)}
     return row | {"valid": True}
 
@@ -71,8 +71,11 @@ def _clip(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
             f"{frames} video frames, {len(c2w)} poses, num_frames={description['num_frames']}: "
             "all must agree."
         )
-    fields = ("num_frames", "fps", "height", "width", "d_bar", "translates", "captions")
-    row = {name: description[name] for name in fields}
+    row = _common(description)
+    row |= {
+        "translates": bool(description["translates"]),
+        "captions": list(map(str, description["captions"])),
+    }
     row["scene"] = str(description["provenance"].get("scene", ""))
     if not row["scene"]:
         raise ValueError(f"{key}.json names no scene in its provenance; recordings are held out by scene.")
@@ -114,6 +117,16 @@ def _latents(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
     row = {name: description[name] for name in fields}
     row |= {"captions": [description["caption"]], "translates": bool(actions[:, :6].any())}
     return row | _motion(actions, integrate(actions), fps=row["fps"], d_bar=1.0)
+
+
+def _common(description: dict[str, Any]) -> dict[str, Any]:
+    """Take the numbers that both kinds of sample have, and check that they can be divided by."""
+    row: dict[str, Any] = {name: int(description[name]) for name in ("num_frames", "height", "width")}
+    row |= {name: float(description[name]) for name in ("fps", "d_bar")}
+    for name, value in row.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value} must be positive and finite.")
+    return row
 
 
 def _motion(actions: Tensor, c2w: Tensor, *, fps: float, d_bar: float) -> dict[str, Any]:

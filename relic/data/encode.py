@@ -1,8 +1,8 @@
 """Encode a dataset of recordings into latent shards: windows are cut, and turned in time, before encoding.
 
-A causal 1+4+4... VAE is neither reversible nor croppable inside a clip, so this is the last place where windows
-and palindromes can be chosen. One output shard for each input shard and horizon, written whole or not at all; a
-run that was stopped goes on with the first one missing and ends with the same bytes.
+A causal 1+4+4... VAE is neither reversible nor croppable inside a clip, so this is the last place where
+windows and palindromes can be chosen. One output shard for each input shard and horizon, written whole or not
+at all; a run that was stopped goes on with the first one missing and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def encode_dataset(
         encode: The VAE.
         settings: Which windows.
         batch: Windows encoded at a time; bounds memory.
-        progress: Told after every batch how many windows are done, of how many.
+        progress: Told after every window how many are done, of how many.
 
     Returns:
         The path of the index.
@@ -147,7 +147,7 @@ def encode_dataset(
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
                 leftover.unlink()
             samples = _encoded(storage, task.windows, encode=encode, settings=settings, batch=batch)
-            write_shard(path, _counted(samples, lambda n, start=done: progress(start + n, total)))
+            write_shard(path, _told(samples, progress, done=done, total=total))
         done += len(task.windows)
         progress(done, total)
     return write_index(out)
@@ -214,7 +214,8 @@ def _check_latents(latents: Tensor, window: Window) -> None:
     if latents.ndim != 5 or (latents.shape[1], *latents.shape[3:]) != expected:
         raise ValueError(
             f"the VAE made latents {tuple(latents.shape)} of {window.num_frames} frames of "
-            f"{row.height}x{row.width}; (b, t, c, h, w) with t, h, w = {expected} is needed: it must compress 4x8x8."
+            f"{row.height}x{row.width}; (b, t, c, h, w) with t, h, w = {expected} is needed: it must "
+            "compress 4x8x8."
         )
     if not bool(latents.half().isfinite().all()):
         raise ValueError(f"the VAE made NaN or infinity of {row.key} from frame {window.start} on.")
@@ -247,9 +248,11 @@ def _sample(
     return f"{row.key}-{window.num_frames:03d}f-{window.start:06d}", members
 
 
-def _counted(samples: Iterator[Any], tell: Callable[[int], None]) -> Iterator[Any]:
-    for number, sample in enumerate(samples):
-        tell(number)
+def _told(
+    samples: Iterator[Any], progress: Callable[[int, int], None], *, done: int, total: int
+) -> Iterator[Any]:
+    for number, sample in enumerate(samples, done):
+        progress(number, total)
         yield sample
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from relic.engine.furniture import CENTRE, COURT, WALL, Piece, picture, wall_door
 from relic.engine.materials import Material, Pattern, plain
-from relic.engine.scenes import Doorway, Point, Room, Scene, Solid, Thing, upright
+from relic.engine.scenes import OUTDOORS, Opening, Point, Room, Scene, Solid, Thing, upright
 from relic.ops.randomness import derive_seed
 
 __all__ = ["make_scene"]
@@ -51,7 +51,7 @@ class Plan:
 
     outline: tuple[float, float, float, float]
     court: bool
-    openings: dict[str, list[Opening]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    openings: dict[str, list[Hole]] = field(default_factory=lambda: {side: [] for side in SIDES})
 
     @property
     def inside(self) -> tuple[float, float, float, float]:
@@ -59,7 +59,7 @@ class Plan:
         return x0 + HALF, z0 + HALF, x1 - HALF, z1 - HALF
 
 
-class Opening(NamedTuple):
+class Hole(NamedTuple):
     """A hole in a wall: from `start` to `stop` along it, from height `bottom` to `top`; `inner` leads to a room."""
 
     start: float
@@ -76,9 +76,9 @@ def make_scene(seed: int, index: int = 0) -> Scene:
     """Make scene number `index` of `seed`: the same on every machine."""
     rng = np.random.default_rng(derive_seed("scene", seed, index))
     plans = _outlines(rng)
-    doorways, trims = _doorways(plans, rng)
-    for plan in plans:
-        _windows(plan, plans, rng)
+    openings, trims = _doorways(plans, rng)
+    for number, plan in enumerate(plans):
+        openings += _windows(number, plan, plans, rng)
     walls = [str(name) for name in rng.permutation(WALL_COLOURS)]
     floors = rng.permutation(len(FLOORS))
     rooms = tuple(
@@ -91,7 +91,7 @@ def make_scene(seed: int, index: int = 0) -> Scene:
         seed=seed,
         index=index,
         rooms=rooms,
-        doorways=doorways,
+        openings=tuple(openings),
         surroundings=_surroundings((float(x0 + x1) / 2, float(z0 + z1) / 2), rng),
         sky=SKIES[int(rng.integers(len(SKIES)))],
         low=(float(x0), -CEILING_OF_FLIGHT, float(z0)),
@@ -119,7 +119,7 @@ def _outlines(rng: np.random.Generator) -> list[Plan]:
 
 def _doorways(
     plans: Sequence[Plan], rng: np.random.Generator
-) -> tuple[tuple[Doorway, ...], list[list[Thing]]]:
+) -> tuple[list[Opening], list[list[Thing]]]:
     """Open ways between neighbours so that every room is reached, and most walls that can have one do."""
     neighbours = []
     for a in range(len(plans)):
@@ -129,7 +129,8 @@ def _doorways(
                 if shared is not None:
                     neighbours.append((a, b, upright_wall, shared))
     colours = [str(name) for name in rng.permutation(THING_COLOURS)]
-    reached, doorways = list(range(len(plans))), []
+    reached = list(range(len(plans)))
+    doorways: list[Opening] = []
     trims: list[list[Thing]] = [[] for _ in plans]
     for k in rng.permutation(len(neighbours)):
         a, b, upright_wall, (wall, start, stop) = neighbours[k]
@@ -138,12 +139,18 @@ def _doorways(
         reached = [reached[a] if group == reached[b] else group for group in reached]
         width, height = DOOR
         middle = float(rng.uniform(start + width / 2 + 0.4, stop - width / 2 - 0.4))
-        hole = Opening(middle - width / 2, middle + width / 2, 0.0, height, inner=True)
+        hole = Hole(middle - width / 2, middle + width / 2, 0.0, height, inner=True)
         plans[a].openings["right" if upright_wall else "front"].append(hole)
         plans[b].openings["left" if upright_wall else "back"].append(hole)
-        doorways.append(Doorway((a, b), (wall, middle) if upright_wall else (middle, wall)))
+        doorways.append(_opening((int(a), int(b)), hole, wall, upright_wall))
         trims[a].append(_trim(hole, wall, upright_wall, colours[len(doorways) % len(colours)]))
-    return tuple(doorways), trims
+    return doorways, trims
+
+
+def _opening(rooms: tuple[int, int], hole: Hole, wall: float, upright_wall: bool) -> Opening:
+    along, across = (hole.start, hole.stop), (wall - HALF, wall + HALF)
+    (x0, x1), (z0, z1) = (across, along) if upright_wall else (along, across)
+    return Opening(rooms, (x0, -hole.top, z0), (x1, -hole.bottom, z1))
 
 
 def _shared(
@@ -157,7 +164,7 @@ def _shared(
     return (a[near + 2], start, stop) if stop - start > DOOR[0] + 1.0 else None
 
 
-def _trim(hole: Opening, wall: float, upright_wall: bool, colour: str) -> Thing:
+def _trim(hole: Hole, wall: float, upright_wall: bool, colour: str) -> Thing:
     """Frame a doorway in its own colour, standing out of the wall on both sides."""
     material, deep = plain(colour), (wall - HALF - 0.05, wall + HALF + 0.05)
     parts = [
@@ -172,16 +179,20 @@ def _trim(hole: Opening, wall: float, upright_wall: bool, colour: str) -> Thing:
     return Thing("doorway", colour, tuple(solids))
 
 
-def _windows(plan: Plan, plans: Sequence[Plan], rng: np.random.Generator) -> None:
+def _windows(number: int, plan: Plan, plans: Sequence[Plan], rng: np.random.Generator) -> list[Opening]:
     """Cut a window into some outer walls of a room."""
-    if plan.court:
-        return
-    for side in SIDES:
+    windows: list[Opening] = []
+    for turn, side in enumerate(SIDES):
+        if plan.court or plan.openings[side] or not _is_outer(plan, side, plans) or rng.random() > 0.45:
+            continue
         start, stop = _run(plan, side)
-        if not plan.openings[side] and _is_outer(plan, side, plans) and rng.random() < 0.45:
-            width = float(rng.uniform(1.2, 1.8))
-            middle = float(rng.uniform(start + width / 2 + 0.5, stop - width / 2 - 0.5))
-            plan.openings[side].append(Opening(middle - width / 2, middle + width / 2, 0.95, 2.15, False))
+        width = float(rng.uniform(1.2, 1.8))
+        middle = float(rng.uniform(start + width / 2 + 0.5, stop - width / 2 - 0.5))
+        hole = Hole(middle - width / 2, middle + width / 2, 0.95, 2.15, False)
+        plan.openings[side].append(hole)
+        wall = plan.outline[(1, 0, 3, 2)[turn]]
+        windows.append(_opening((number, OUTDOORS), hole, wall, side in ("left", "right")))
+    return windows
 
 
 def _is_outer(plan: Plan, side: str, plans: Sequence[Plan]) -> bool:
@@ -254,7 +265,7 @@ def _shell(
 
 
 def _pieces(
-    along: tuple[float, float], holes: Sequence[Opening], top: float
+    along: tuple[float, float], holes: Sequence[Hole], top: float
 ) -> list[tuple[float, float, float, float]]:
     """Cut holes out of a wall -> rectangles (start, stop, bottom, top)."""
     pieces, cursor = [], along[0]
@@ -346,7 +357,7 @@ def _footprint(spot: tuple[float, float, int], width: float, depth: float) -> np
     return np.stack([turned.min(0), turned.max(0)])
 
 
-def _clear_zone(plan: Plan, side: str, hole: Opening) -> np.ndarray:
+def _clear_zone(plan: Plan, side: str, hole: Hole) -> np.ndarray:
     """Return the floor in front of a doorway that stays free."""
     spot = _spot(plan, side, SIDES.index(side), (hole.start + hole.stop) / 2)
     return _footprint(spot, hole.stop - hole.start + 0.5, 1.3)
@@ -371,9 +382,9 @@ def _surroundings(centre: tuple[float, float], rng: np.random.Generator) -> tupl
         if kind < 0.5:
             facade = Material(colour, "bands" if kind < 0.25 else "checks", "white", size)
             solids.append(upright(side, (-0.2, float(rng.uniform(6, 16))), ends, facade))
-            solids.append(upright(side, (16, 16 + size), ends, plain(colour), shape="cone")) if kind < 0 else None
         elif kind < 0.75:
-            solids.append(upright(side, (0.5, 1.5 * size), ends, Material("green", "leaves", colour, 4.0), shape="sphere"))
+            crown = Material("green", "leaves", colour, 4.0)
+            solids.append(upright(side, (0.5, 1.5 * size), ends, crown, shape="sphere"))
         else:
             wide = 2.5 * size
             solids.append(upright((x - wide, x + wide), (-0.2, size), (z - wide, z + wide),

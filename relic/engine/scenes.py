@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from relic.engine.materials import Material
 
-__all__ = ["Doorway", "Room", "Scene", "Solid", "Thing", "upright"]
+__all__ = ["OUTDOORS", "Opening", "Room", "Scene", "Solid", "Thing", "upright"]
 
 Shape = Literal["box", "cylinder", "cone", "sphere"]
 Point = tuple[float, float, float]
+OUTDOORS: Final = -1  # the number of what is not a room
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Doorway:
-    """A way between the rooms numbered `rooms`; `centre` (x, z) on the floor."""
+class Opening:
+    """A hole in a wall, the box from `low` to `high`: a doorway between two rooms, or a window `OUTDOORS`."""
 
     rooms: tuple[int, int]
-    centre: tuple[float, float]
+    low: Point
+    high: Point
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Scene:
         seed: What it was made from, with `index`.
         index: Number of the scene among those of one seed.
         rooms: Rooms and the court.
-        doorways: Ways between them; every room can be reached.
+        openings: Doorways and windows; every room can be reached.
         surroundings: What is seen over the fence and through windows.
         sky: RGB at the horizon and overhead.
         low: Corner of the space in which a camera may be.
@@ -104,7 +106,7 @@ class Scene:
     seed: int
     index: int
     rooms: tuple[Room, ...]
-    doorways: tuple[Doorway, ...]
+    openings: tuple[Opening, ...]
     surroundings: tuple[Solid, ...]
     sky: tuple[Point, Point]
     low: Point

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from relic.engine.geometry import Light, Mesh, join, mesh_of, outdoor_light, room_light
 from relic.engine.materials import Material, paint
-from relic.engine.scenes import Scene, Solid
+from relic.engine.scenes import OUTDOORS, Scene, Solid
 
 __all__ = ["PANDA_AXES", "Stage", "build", "core"]
 
@@ -30,10 +30,23 @@ SKY_RADIUS: Final = 150.0  # m
 
 
 class Stage(NamedTuple):
-    """root: all nodes; sky: the dome, to be kept round the camera."""
+    """root: all nodes; rooms: one each; outdoors: what surrounds them; sky: the dome, to be kept round the camera."""
 
     root: Any
+    rooms: tuple[Any, ...]
+    outdoors: Any
     sky: Any
+
+    def show(self, seen: Sequence[int]) -> None:
+        """Draw only the rooms numbered `seen`, in that order: the near ones hide pixels of the far ones."""
+        for number, node in enumerate(self.rooms):
+            if number in seen:
+                node.show()
+                node.set_bin("fixed", seen.index(number))
+            else:
+                node.hide()
+        for node in (self.outdoors, self.sky):
+            node.show() if OUTDOORS in seen else node.hide()
 
 
 @lru_cache(maxsize=1)
@@ -57,16 +70,18 @@ def build(scene: Scene) -> Stage:
     """Build the nodes of a scene: a node a room, so that rooms out of view cost nothing."""
     p3d = core()
     root = p3d.NodePath("scene")
+    rooms = []
     for number, room in enumerate(scene.rooms):
-        solids = [*room.shell, *(solid for thing in room.things for solid in thing.solids)]
-        _attach(root, f"room{number}", solids, room_light(room))
-    _attach(root, "surroundings", scene.surroundings, outdoor_light)
+        solids = [*(solid for thing in room.things for solid in thing.solids), *room.shell]
+        rooms.append(_attach(root, f"room{number}", solids, room_light(room)))
+    outdoors = _attach(root, "outdoors", scene.surroundings, outdoor_light)
+    outdoors.set_bin("fixed", 100)
     sky = _sky(scene)
     sky.reparent_to(root)
-    return Stage(root, sky)
+    return Stage(root, tuple(rooms), outdoors, sky)
 
 
-def _attach(root: Any, name: str, solids: Iterable[Solid], light: Light) -> None:
+def _attach(root: Any, name: str, solids: Iterable[Solid], light: Light) -> Any:
     """Add solids to `root`, all of one look as one mesh; plain ones share a mesh, their colour in the vertices."""
     p3d = core()
     groups: dict[Material | None, list[Mesh]] = {}
@@ -80,7 +95,7 @@ def _attach(root: Any, name: str, solids: Iterable[Solid], light: Light) -> None
             state = state.add_attrib(p3d.TextureAttrib.make(_texture(paint(look))))
         state = state.add_attrib(p3d.ColorAttrib.make_vertex())
         node.add_geom(_geom(join(meshes)), state)
-    root.attach_new_node(node)
+    return root.attach_new_node(node)
 
 
 def _geom(mesh: Mesh) -> Any:
@@ -119,7 +134,7 @@ def _texture(picture: np.ndarray) -> Any:
 
 
 def _sky(scene: Scene) -> Any:
-    """Build a dome: a gradient from horizon to zenith with soft clouds, drawn behind everything."""
+    """Build a dome: a gradient from horizon to zenith with soft clouds."""
     p3d = core()
     around, up = np.linspace(0, 2 * np.pi, 33), np.linspace(-np.pi / 2, np.pi / 2, 25)
     elevation, azimuth = np.meshgrid(up, around, indexing="ij")
@@ -143,7 +158,5 @@ def _sky(scene: Scene) -> Any:
     sky = p3d.NodePath(node)
     sky.set_attrib(p3d.ColorAttrib.make_vertex())
     sky.set_two_sided(True)
-    sky.set_bin("background", 0)
-    sky.set_depth_write(False)
-    sky.set_depth_test(False)
+    sky.set_bin("fixed", 101)  # last: only where nothing else is
     return sky

@@ -27,6 +27,8 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 class Frozen(nn.Module):
     """Hold a network that moves between devices with its owner but is never trained, saved or restored."""
 
+    net: Any
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         object.__setattr__(
@@ -48,6 +50,7 @@ class RelicModule(LightningModule):
 
     stage: ClassVar[str]
     kind: ClassVar[str]
+    ema_updates: Tensor
 
     def __init__(
         self,

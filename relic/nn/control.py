@@ -84,7 +84,7 @@ class ControlEncoders(nn.Module):
         self.pose = encoder(POSE_FEATURES, config.width) if config.poses else None
 
     def forward(self, controls: Controls, *, starts_clip: bool) -> ControlStates:
-        dtype = self.action[0].weight.dtype
+        dtype = next(self.action.parameters()).dtype
         action = self.action(group_frames(controls.actions.to(dtype), starts_clip=starts_clip))
         if self.pose is None or controls.poses is None:
             return ControlStates(action, None)

@@ -240,14 +240,14 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
         if self.patch_embedding.bias is not None:
             nn.init.zeros_(self.patch_embedding.bias)
-        for sequence in (self.text_embedding, self.time_embedding):
-            for layer in (sequence[0], sequence[2]):
-                nn.init.normal_(layer.weight, std=0.02)
-        for block in self.blocks:
-            nn.init.normal_(block.modulation, std=self.config.width**-0.5)
-            if block.control is not None:
-                block.control.reset_parameters()
-        nn.init.normal_(self.head.modulation, std=self.config.width**-0.5)
+        for name, parameter in self.named_parameters():
+            if name.startswith(("text_embedding", "time_embedding")) and name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("modulation"):
+                nn.init.normal_(parameter, std=self.config.width**-0.5)
+        for module in self.modules():
+            if isinstance(module, BlockControl):
+                module.reset_parameters()
         nn.init.zeros_(self.head.head.weight)
 
     def forward(
@@ -301,7 +301,7 @@ class DiT(nn.Module):
         half = self.config.freq_width // 2
         rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=sigma.device) / half)
         angles = timestep_of(sigma.double())[..., None] * rates
-        dtype = torch.promote_types(self.time_embedding[0].weight.dtype, torch.float32)
+        dtype = torch.promote_types(next(self.time_embedding.parameters()).dtype, torch.float32)
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
         with torch.autocast(sigma.device.type, enabled=False):
             level = _in_dtype(self.time_embedding, sinusoid)
@@ -316,7 +316,7 @@ class DiT(nn.Module):
                 f"{self.config.text_length} rows of width {self.config.text_width}."
             )
         text = F.pad(text, (0, 0, 0, self.config.text_length - text.shape[1]))
-        return self.text_embedding(text.to(self.text_embedding[0].weight.dtype))
+        return self.text_embedding(text.to(next(self.text_embedding.parameters()).dtype))
 
 
 def _in_dtype(layers: nn.Sequential, x: Tensor) -> Tensor:

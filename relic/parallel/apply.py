@@ -32,4 +32,4 @@ def apply_compute(blocks: Iterable[nn.Module], plan: Compute) -> None:
         if plan.compile_blocks:
             block.compile()
         if plan.checkpoint_activations:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -16,6 +16,10 @@ from relic.ops.actions import encode_actions, integrate, parse_script
 from tests.data.recordings import clip_sample, latents_sample, smooth_path, write_dataset
 
 
+def with_fields(sample: dict[str, bytes], **fields: object) -> dict[str, bytes]:
+    return sample | {JSON: json.dumps(json.loads(sample[JSON]) | fields).encode()}
+
+
 def row_of(root: Path, key: str = "walk") -> Row:
     return next(row for row in Index.open(root).rows if row.key == key)
 
@@ -93,6 +97,10 @@ def with_poses(change: str) -> dict[str, bytes]:
         (clip_sample(17) | {VIDEO: b"no video at all"}, "not readable"),
         (clip_sample(17) | {C2W: b"no array"}, "not a readable"),
         (clip_sample(17) | {JSON: b"{}"}, "schema None"),
+        (with_fields(clip_sample(17), fps=0), "fps=0.0 must be positive"),
+        (with_fields(clip_sample(17), d_bar=None), "NoneType"),
+        (with_fields(clip_sample(17), provenance={}), "names no scene"),
+        (with_fields(latents_sample(33), start="soon"), "soon"),
         ({VIDEO: clip_sample(17)[VIDEO]}, "lacks c2w.npy, json"),
         (latents_sample(33) | {ACTIONS: dump_array(np.zeros((30, 13), np.float32))}, "shape"),
         (latents_sample(33) | {ACTIONS: dump_array(np.full((33, 13), np.nan, np.float32))}, "NaN"),

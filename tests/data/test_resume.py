@@ -57,8 +57,7 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
 def fit(root: Path, folder: Path, *, workers: int, resume: Path | None = None, **settings: Any) -> Recorder:
     module = Recorder()
     run = trainer(folder, **settings)
-    # whole checkpoints hold plain counters beside tensors
-    run.fit(module, datamodule=data_module(root, workers=workers), ckpt_path=resume, weights_only=False)
+    run.fit(module, datamodule=data_module(root, workers=workers), ckpt_path=resume)
     return module
 
 

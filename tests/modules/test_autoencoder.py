@@ -11,6 +11,7 @@ import lightning
 import pytest
 import torch
 from lightning import Trainer
+from torch.utils.data import DataLoader
 
 from relic.modules import Autoencoder
 from relic.modules.autoencoder import edge_loss
@@ -61,12 +62,12 @@ class Stripes(lightning.LightningDataModule):
         self.batches = batches
 
     def train_dataloader(self):
-        trainer = self.trainer
-        mine = range(trainer.global_rank, 4, trainer.world_size)
-        return [batch([4 * n + j for j in mine]) for n in range(self.batches)]
+        mine = range(self.trainer.global_rank, 4, self.trainer.world_size)
+        rows = [batch([4 * n + j for j in mine]) for n in range(self.batches)]
+        return DataLoader(rows, batch_size=None)
 
     def val_dataloader(self):
-        return [batch([1000, 1001])]
+        return DataLoader([batch([1000, 1001])], batch_size=None)
 
 
 def trainer(root: Path, **changes) -> Trainer:
@@ -83,8 +84,8 @@ def test_fitting_lowers_the_error_and_exports_a_normalising_vae(tmp_path):
     truth = from_uint8(batch([1000, 1001]).video)
     with torch.no_grad():
         before = (module.averaged(truth) - truth).square().mean()
-    run = trainer(tmp_path, max_steps=60)
-    run.fit(module, Stripes(batches=60))
+    run = trainer(tmp_path, max_steps=30)
+    run.fit(module, Stripes(batches=30))
     vae = TinyVAE.from_file(tmp_path / "tiny_vae.safetensors")
     with torch.no_grad():
         after = (vae(truth) - truth).square().mean()
@@ -163,7 +164,7 @@ def test_two_processes_equal_one_over_ten_steps(tmp_path):
             [sys.executable, script, str(devices), str(tmp_path)], check=True, env=env, timeout=240
         )
     one, two = (torch.load(tmp_path / f"state-{n}.pt") for n in (1, 2))
-    assert one["net.mean"].abs().max() > 0.01
+    assert one["net.std"].max() < 0.9  # the moments have moved
     assert max(float((one[k].double() - two[k].double()).abs().max()) for k in one) <= 1e-5
 
 
@@ -175,7 +176,7 @@ def test_wrong_settings_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="kl_weight=-1"):
         autoencoder(kl_weight=-1)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="alexnet.*set lpips_weight to 0"):
+    with pytest.raises(FileNotFoundError, match=r"alexnet.*set lpips_weight to 0"):
         autoencoder(lpips_weight=0.1)
-    with pytest.raises(ValueError, match="set data.content to video"):
+    with pytest.raises(ValueError, match=r"set data.content to video"):
         autoencoder().window(batch([0])._replace(video=None))
