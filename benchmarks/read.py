@@ -1,8 +1,8 @@
 """Frames a second of `WorldDataModule`'s training loader against bare PyAV decoding of the same windows.
 
 All read the same windows, in the same batches, with the same number of workers. The bare sides decode plain
-mp4 files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one single-threaded
-scaler for all frames. Rounds alternate, so that a busy machine slows all sides.
+mp4 files in their workers and send nothing back: `plain` by `frame.to_ndarray`, `tuned` by one scaler of a
+single thread for all frames. Rounds alternate, so that a busy machine slows all sides.
 
     python benchmarks/read.py --height 128 --width 224 --workers 0 2
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -102,20 +103,11 @@ def _latents(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
                 raise ValueError(
                     f"{key}.{name} has shape {shape}; {frames} frames are {latents_of(frames)} latents."
                 )
-    fields = (
-        "num_frames",
-        "fps",
-        "height",
-        "width",
-        "d_bar",
-        "scene",
-        "source",
-        "start",
-        "pivot",
-        "vae_sha256",
-    )
-    row = {name: description[name] for name in fields}
-    row |= {"captions": [description["caption"]], "translates": bool(actions[:, :6].any())}
+    row = _common(description)
+    row |= {name: str(description[name]) for name in ("scene", "source", "vae_sha256")}
+    pivot = description["pivot"]
+    row |= {"start": int(description["start"]), "pivot": None if pivot is None else int(pivot)}
+    row |= {"captions": [str(description["caption"])], "translates": bool(actions[:, :6].any())}
     return row | _motion(actions, integrate(actions), fps=row["fps"], d_bar=1.0)
 
 
@@ -180,7 +172,7 @@ def _read(file: BinaryIO, member: Member, *, limit: int | None = None) -> bytes:
     return file.read(member.length if limit is None else min(limit, member.length))
 
 
-def _reader(file: BinaryIO, member: Member):  # type: ignore[no-untyped-def]  # a closure of one line
+def _reader(file: BinaryIO, member: Member) -> Callable[[int, int], bytes]:
     def read(offset: int, length: int) -> bytes:
         file.seek(member.offset + offset)
         return file.read(length)
@@ -190,8 +182,6 @@ def _reader(file: BinaryIO, member: Member):  # type: ignore[no-untyped-def]  # 
 
 def _array_shape(head: bytes, *, key: str) -> tuple[int, ...]:
     """Read the shape from the first bytes of a .npy file."""
-    import io
-
     try:
         stream = io.BytesIO(head)
         np.lib.format.read_magic(stream)

@@ -15,7 +15,6 @@ CLEARANCE: Final = 0.3  # m that a camera keeps from every surface
 CELL: Final = 0.2  # m of the grid on which ways are sought
 SLACK: Final = 0.05  # m by which ways keep further off than they must
 LEAST_STEP: Final = 0.02  # m, lest a way along a wall take for ever
-LEVELS: Final = 0.25  # m between the heights for which grids are kept
 
 Cell = tuple[int, int]
 
@@ -30,16 +29,24 @@ class FreeSpace:
 
     def __init__(self, scene: Scene, *, clearance: float = CLEARANCE) -> None:
         self.clearance = clearance
-        self._lows, self._highs = scene.obstacles
+        lows, highs = scene.obstacles
+        self._lows, self._highs = np.ascontiguousarray(lows.T), np.ascontiguousarray(highs.T)
         self._low, self._high = np.array(scene.low), np.array(scene.high)
-        self._grids: dict[int, np.ndarray] = {}
+        self._grids: dict[float, np.ndarray] = {}
 
     def gap(self, point: np.ndarray) -> float:
         """Return the distance in metres from a point (3,) to the nearest surface; 0 inside one, < 0 outdoors."""
-        away = np.maximum(self._lows - point, point - self._highs)
+        return float(self.gaps(point[:, None])[0])
+
+    def gaps(self, points: np.ndarray) -> np.ndarray:
+        """Return `gap` of many points (3, n) -> (n,)."""
+        at = points[:, :, None]
+        away = np.maximum(self._lows[:, None] - at, at - self._highs[:, None])
         np.maximum(away, 0, out=away)
-        nearest = float(np.sqrt(np.einsum("ij,ij->i", away, away).min()))
-        return min(nearest, float((point - self._low).min()), float((self._high - point).min()))
+        np.multiply(away, away, out=away)
+        nearest = np.sqrt((away[0] + away[1] + away[2]).min(1))
+        edge = np.minimum(points - self._low[:, None], self._high[:, None] - points).min(0)
+        return np.minimum(nearest, edge)
 
     def is_free(self, point: np.ndarray) -> bool:
         """Return whether a camera may be at a point (3,)."""
@@ -64,24 +71,25 @@ class FreeSpace:
                 return point
         return None
 
-    def way(self, start: np.ndarray, goal: np.ndarray) -> list[np.ndarray] | None:
-        """Return corner points, `goal` the last, of a short way at the height of `start`; None if there is none.
+    def way(self, start: np.ndarray, goal: np.ndarray, *, height: float) -> list[np.ndarray] | None:
+        """Return corner points, `goal` the last, of a short way; None if there is none.
 
-        The last leg may climb. start, goal: free points (3,).
+        The way climbs from `start` to a height (metres above the floor), goes level, and climbs to `goal`.
         """
-        level = goal.copy()
-        level[1] = start[1]
-        cells = self._search(self._cell(start), self._cell(level), self._grid(float(start[1])))
+        above = [np.array([end[0], -height, end[2]]) for end in (start, goal)]
+        if not (self._straight(start, above[0]) and self._straight(above[1], goal)):
+            return None
+        cells = self._search(self._cell(above[0]), self._cell(above[1]), self._grid(height))
         if cells is None:
             return None
-        points = [np.array([self._low[0] + i * CELL, start[1], self._low[2] + k * CELL]) for i, k in cells]
-        points = [start, *points[1:-1], level]
-        corners, anchor = [], 0
+        points = [np.array([self._low[0] + i * CELL, -height, self._low[2] + k * CELL]) for i, k in cells]
+        points = [above[0], *points[1:-1], above[1]]
+        corners, anchor = [above[0]], 0
         for ahead in range(2, len(points)):  # leave out corners that need not be turned
             if not self._straight(points[anchor], points[ahead]):
                 anchor = ahead - 1
                 corners.append(points[anchor])
-        return [*corners, goal]
+        return [*corners, above[1], goal]
 
     def _straight(self, a: np.ndarray, b: np.ndarray) -> bool:
         length = float(np.linalg.norm(b - a))
@@ -91,22 +99,14 @@ class FreeSpace:
         i, k = np.round((point - self._low)[[0, 2]] / CELL).astype(int).tolist()
         return i, k
 
-    def _grid(self, y: float) -> np.ndarray:
-        """Return which cells are free round the height of y, (columns, rows) bool."""
-        level = round(y / LEVELS)
-        if level not in self._grids:
-            columns, rows = (int((self._high - self._low)[axis] / CELL) + 1 for axis in (0, 2))
-            self._grids[level] = np.array(
-                [
-                    [
-                        self.gap(np.array([self._low[0] + i * CELL, y, self._low[2] + k * CELL]))
-                        >= self.clearance + SLACK
-                        for k in range(rows)
-                    ]
-                    for i in range(columns)
-                ]
-            )
-        return self._grids[level]
+    def _grid(self, height: float) -> np.ndarray:
+        """Return which cells are free at a height, (columns, rows) bool."""
+        if height not in self._grids:
+            columns, rows = (np.arange(self._low[axis], self._high[axis], CELL) for axis in (0, 2))
+            points = np.stack(np.broadcast_arrays(columns[:, None], -height, rows), 0)
+            free = [self.gaps(column) >= self.clearance + SLACK for column in points.swapaxes(0, 1)]
+            self._grids[height] = np.stack(free)
+        return self._grids[height]
 
     def _search(self, start: Cell, goal: Cell, free: np.ndarray) -> list[Cell] | None:
         """Search with A* over eight neighbours."""

@@ -46,11 +46,12 @@ class Pilot:
         self._walker = Walker(self._space, self._start(), fps=fps)
         self._views = [0]  # frames worth coming back to
         self._fps = fps
+        self._height = float(rng.uniform(1.3, 1.75))  # of walks: below the lintels of doorways
 
     def fly(self, frames: int) -> list[np.ndarray]:
         """Return that many poses (4, 4)."""
         moods = (
-            (self._play, 0.36), (self._look_and_return, 0.15), (self._go_and_return, 0.12), (self._visit, 0.12),
+            (self._play, 0.34), (self._look_and_return, 0.13), (self._go_and_return, 0.1), (self._visit, 0.18),
             (self._come_back, 0.16), (self._look_round, 0.03), (self._pause, 0.06),
         )  # fmt: skip
         weights = np.array([weight for _, weight in moods])
@@ -126,25 +127,28 @@ class Pilot:
                 if not odds.any():
                     break
                 axis, sense = divmod(int(self._rng.choice(12, p=(odds / odds.sum()).ravel())), 2)
-                if self._leads(axis, (1 - 2 * sense) * speeds[axis], seconds):
-                    wanted[axis] = (1 - 2 * sense) * speeds[axis]
+                wanted[axis] = self._allowed(axis, (1 - 2 * sense) * speeds[axis], seconds)
+                odds[axis, sense] = 0.0
+                if wanted[axis]:
                     odds[axis] = 0.0
                     break
-                odds[axis, sense] = 0.0
         self._steer(wanted, seconds=seconds)
 
-    def _leads(self, axis: int, speed: float, seconds: float) -> bool:
-        """Return whether a key can be held: free way ahead, or no tilt or roll beyond what is pleasant."""
+    def _allowed(self, axis: int, speed: float, seconds: float) -> float:
+        """Return how fast a key can be held that long: not into walls, nor beyond a pleasant tilt or roll."""
         if axis < 3:
             way = abs(speed) * seconds
             ahead = self._walker.rotation[:, axis] * np.sign(speed)
             # going forward, stop well short of walls: a wall seen from clearance fills the picture
-            return self._space.reach(self._walker.position, ahead, limit=way + 0.5) > 0.6 * way + 0.5 * (axis == 2)
+            free = self._space.reach(self._walker.position, ahead, limit=way + 0.5) - 0.5 * (axis == 2)
+            return speed if free > 0.6 * way else 0.0
         _, tilt, roll = self._walker.angles_deg
-        if axis == 3:
-            return abs(tilt) < 20  # a camera that pans while it looks up or down ends up rolled
+        if axis == 3:  # a camera that pans while it looks up or down ends up rolled
+            return speed if abs(tilt) < 20 else 0.0
         angle, most = [(tilt, MOST_TILT_DEG), (roll, MOST_ROLL_DEG)][axis - 4]
-        return abs(angle + speed * seconds) < most
+        sense = float(np.sign(speed))
+        fastest = max(0.0, (most - sense * angle) / seconds)
+        return sense * min(abs(speed), fastest) if fastest > 8 else 0.0
 
     def _steer(self, wanted: np.ndarray, *, seconds: float) -> None:
         for _ in range(max(1, round(seconds * self._fps))):
@@ -182,7 +186,7 @@ class Pilot:
 
     def _walk(self, goal: np.ndarray) -> bool:
         """Walk to a point, looking ahead or at one spot; return whether it was reached."""
-        corners = self._space.way(self._walker.position, goal)
+        corners = self._space.way(self._walker.position, goal, height=self._height)
         if corners is None:
             return False
         pace = float(self._rng.uniform(0.8, SPEED[1]))
@@ -200,6 +204,8 @@ class Pilot:
                 return False
             look = to_go if gaze is None else gaze - self._walker.position
             pan, _, _ = self._walker.angles_deg
+            if np.hypot(look[0], look[2]) < 0.3:  # straight up or down: no direction to face
+                look = self._walker.rotation[:, 2]
             bearing = math.degrees(math.atan2(look[0], look[2]))
             off = (bearing - pan + 180) % 360 - 180
             wanted = self._upright()

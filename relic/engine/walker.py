@@ -6,13 +6,11 @@ import math
 from typing import Final
 
 import numpy as np
-import torch
 
 from relic.engine.space import FreeSpace
 from relic.ops.actions import KEY_TURN_DEG
-from relic.ops.camera import rotation_from_angles
 
-__all__ = ["STEP_M", "Walker"]
+__all__ = ["STEP_M", "Walker", "angles_of", "turned"]
 
 INERTIA_S: Final = 0.12  # of each of two low-pass filters
 BRAKE_S: Final = 0.3  # a camera is never faster than what is free ahead over this
@@ -69,8 +67,7 @@ class Walker:
         if not self.space.is_free(pose[:3, 3]):
             pose[:3, 3] = self.position
             self._speed[:, :3] = 0
-        turn = rotation_from_angles(torch.from_numpy(self._speed[1, 3:] * self.dt)).numpy()
-        pose[:3, :3] = self.rotation @ turn
+        pose[:3, :3] = self.rotation @ turned(*np.radians(self._speed[1, 3:] * self.dt).tolist())
         self._add(pose, self._speed[1])
 
     def retrace(self, start: int) -> None:
@@ -95,6 +92,16 @@ class Walker:
         keys = speed * self.dt / ([STEP_M] * 3 + [KEY_TURN_DEG] * 3)
         self.usage[:, 0] += np.maximum(keys, 0)
         self.usage[:, 1] += np.maximum(-keys, 0)
+
+
+def turned(pan: float, tilt: float, roll: float) -> np.ndarray:
+    """Return `relic.ops.camera.rotation_from_angles` of one rotation in radians, (3, 3): a frame at a time, in µs."""
+    sp, cp, st, ct, sr, cr = (f(a) for a in (pan, tilt, roll) for f in (math.sin, math.cos))
+    return np.array([
+        [cp * cr + sp * st * sr, sp * st * cr - cp * sr, sp * ct],
+        [ct * sr, ct * cr, -st],
+        [cp * st * sr - sp * cr, sp * sr + cp * st * cr, cp * ct],
+    ])  # fmt: skip
 
 
 def angles_of(rotation: np.ndarray) -> tuple[float, float, float]:

@@ -120,10 +120,12 @@ def draw_card(rows: Sequence[Row], *, storage: Storage, path: Path) -> None:
     """Draw the card of valid samples to a PNG."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install matplotlib.") from error
     frames = _frames(rows, storage)
-    figure = Figure(figsize=(14, 11.5 if frames else 7.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(14, 11.5 if frames else 7.6), facecolor="white")
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))  # inches
     ratios = [7.2, 3.9] if frames else [1.0]
     top, *rest = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
     axes = top.subplots(2, 2)
@@ -144,7 +146,6 @@ def draw_card(rows: Sequence[Row], *, storage: Storage, path: Path) -> None:
     )  # fmt: skip
     if frames:
         _sheet(rest[0], frames)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches
     figure.savefig(path, dpi=110)
 
 

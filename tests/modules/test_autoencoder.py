@@ -93,7 +93,7 @@ def test_fitting_lowers_the_error_and_exports_a_normalising_vae(tmp_path):
     assert after < 0.7 * before
     assert run.callback_metrics["val/psnr_rec"] > 15
     assert latents.mean((0, 1, 3, 4)).abs().max() < 0.5
-    assert ((latents.std((0, 1, 3, 4)) > 0.5) & (latents.std((0, 1, 3, 4)) < 2)).all()
+    assert ((latents.std((0, 1, 3, 4)) > 0.3) & (latents.std((0, 1, 3, 4)) < 3)).all()
     assert read_header(tmp_path / "tiny_vae.safetensors")["config"]["widths"] == [12, 16]
 
 
