@@ -1,4 +1,4 @@
-"""Settings for every test: hypothesis tries the same examples on every run, and never fails on a slow machine."""
+"""Settings for every test: hypothesis tries the same examples on every run, and is never too slow."""
 
 from hypothesis import settings
 

@@ -1,9 +1,8 @@
-"""One sentence for every five seconds: what place it is and which things are in view; never how the camera moves."""
+"""One sentence for every five seconds: which place it is, what is in view; never how the camera moves."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Final
 
 import numpy as np
@@ -24,7 +23,7 @@ FAR_M: Final = 9.0
 def describe(scene: Scene, c2w: Tensor, *, fps: float, intrinsics_px: Tensor) -> tuple[str, ...]:
     """Caption each segment of a path (f, 4, 4), the last perhaps a short one.
 
-    intrinsics_px: (4,) `fx fy cx cy` of the camera. Walls hide things only in that the other rooms' are left out.
+    intrinsics_px: (4,) `fx fy cx cy` of the camera. Things in other rooms are left out.
     """
     length = round(SEGMENT_S * fps)
     stride = max(1, round(fps / LOOKS_A_SECOND))
@@ -41,19 +40,19 @@ def _caption(scene: Scene, looks: Tensor, intrinsics_px: Tensor) -> str:
     _, _, cx, cy = intrinsics_px.tolist()
     inside = ((pixels >= -0.5) & (pixels <= torch.tensor([2 * cx + 0.5, 2 * cy + 0.5]))).all(-1)
     weight = torch.where(inside & (depth > 0.2) & (depth < FAR_M), 1 / depth.clamp(min=1.0), 0.0).sum(0)
-    seen: Counter[str] = Counter()
+    seen: dict[str, float] = {}
     for thing, share in zip(room.things, weight.tolist(), strict=True):
         if share > 0:
-            seen[f"{_article(thing.colour)} {thing.colour} {thing.noun}"] += share  # type: ignore[assignment]
+            name = f"{_article(thing.colour)} {thing.colour} {thing.noun}"
+            seen[name] = seen.get(name, 0.0) + share
     names = [name for name, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))[:MOST_THINGS]]
     return _sentence(room, names)
 
 
 def _sentence(room: Room, names: list[str]) -> str:
-    ground = f"{room.walls} walls"
     place = f"a court with {room.floor}" if room.kind == "court" else f"a room with {_floor(room.floor)}"
-    parts = [ground, *names]
-    return f"{place}, {', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else f"{place} and {parts[0]}"
+    *others, last = [f"{room.walls} walls", *names]
+    return f"{', '.join([place, *others])} and {last}"
 
 
 def _floor(floor: str) -> str:

@@ -16,7 +16,15 @@ from relic.engine.scenes import Scene
 from relic.engine.staging import PANDA_AXES, build, core
 from relic.engine.visibility import Visibility
 
-__all__ = ["FIELD_OF_VIEW_DEG", "Backend", "Camera", "choose_backend", "intrinsics_of", "opencv_to_panda", "shoot"]
+__all__ = [
+    "FIELD_OF_VIEW_DEG",
+    "Backend",
+    "Camera",
+    "choose_backend",
+    "intrinsics_of",
+    "opencv_to_panda",
+    "shoot",
+]
 
 Backend = Literal["auto", "egl", "software"]
 
@@ -28,7 +36,7 @@ SUPERSAMPLING: Final = 2  # each side, in software, which has no multisampling
 
 
 def intrinsics_of(size: tuple[int, int], *, field_of_view_deg: float = FIELD_OF_VIEW_DEG) -> Tensor:
-    """Return `fx fy cx cy` in pixels, (4,) float64, of a picture of (height, width); pixel centres at integers."""
+    """Return `fx fy cx cy` (4,) float64 of a picture (height, width), in pixels centres at integers."""
     height, width = size
     focal = width / 2 / math.tan(math.radians(field_of_view_deg) / 2)
     return torch.tensor([focal, focal, width / 2 - 0.5, height / 2 - 0.5], dtype=torch.float64)
@@ -37,8 +45,8 @@ def intrinsics_of(size: tuple[int, int], *, field_of_view_deg: float = FIELD_OF_
 def opencv_to_panda(c2w: np.ndarray) -> np.ndarray:
     """Convert poses (..., 4, 4) to the matrices panda3d takes.
 
-    Panda's axes are x right, y forward, z up, for the world and for the camera; its matrices act on row vectors, so
-    the result is transposed: position in the last row.
+    Panda's axes are x right, y forward, z up, for the world and for the camera; its matrices act on row
+    vectors, so the result is transposed: position in the last row.
     """
     return np.swapaxes(TURN @ c2w @ TURN.T, -1, -2)
 
@@ -47,14 +55,14 @@ def choose_backend(backend: Backend = "auto") -> Literal["egl", "software"]:
     """Return the backend that works on this machine; tried once per process.
 
     Raises:
-        RuntimeError: If the one asked for does not work here.
+        ValueError: If the one asked for does not work here.
     """
     if backend != "software" and _pipe("egl") is not None:
         return "egl"
     if backend == "egl":
-        raise RuntimeError(
-            "panda3d found no headless EGL driver: install one (Debian: apt-get install libegl1 libgl1-mesa-dri), "
-            "or take backend=software, which needs none."
+        raise ValueError(
+            "backend=egl: panda3d found no headless driver; install one (Debian: apt-get install libegl1 "
+            "libgl1-mesa-dri), or take backend=software, which needs none."
         )
     return "software"
 
@@ -151,7 +159,7 @@ def halve(picture: np.ndarray) -> np.ndarray:
 
 
 def _mean_bytes(a: np.ndarray, b: np.ndarray, *, up: bool) -> np.ndarray:
-    """Average the four bytes of uint32 words at once, rounding up or down: no byte carries into its neighbour."""
+    """Average the four bytes of uint32 words at once, rounding up or down; none carries into the next."""
     half = ((a ^ b) & np.uint32(0xFEFEFEFE)) >> np.uint32(1)
     return (a | b) - half if up else (a & b) + half
 

@@ -16,7 +16,7 @@ Extent = tuple[float, float]
 
 
 class Spot(NamedTuple):
-    """A place on the floor: the middle of the piece's back edge, and quarter turns (0: the front looks to +z)."""
+    """A place on the floor: the middle of a piece's back edge, and quarter turns (0: it faces +z)."""
 
     x: float
     z: float
@@ -27,8 +27,9 @@ class Spot(NamedTuple):
         corners = np.array([(x[0], z[0]), (x[1], z[1])])
         c, s = [(1, 0), (0, 1), (-1, 0), (0, -1)][self.turn % 4]
         turned = np.stack([c * corners[:, 0] + s * corners[:, 1], -s * corners[:, 0] + c * corners[:, 1]], 1)
-        low, high = turned.min(0) + (self.x, self.z), turned.max(0) + (self.x, self.z)
-        return upright((low[0], high[0]), height, (low[1], high[1]), material, shape=shape)
+        (x0, z0), (x1, z1) = turned.min(0).tolist(), turned.max(0).tolist()
+        along, across = (self.x + x0, self.x + x1), (self.z + z0, self.z + z1)
+        return upright(along, height, across, material, shape=shape)
 
 
 class Piece(NamedTuple):
@@ -99,7 +100,9 @@ def _bookshelf(spot: Spot, colour: str, rng: np.random.Generator) -> tuple[Solid
     frame, books = plain(colour), rng.permutation(["red", "yellow", "blue", "green", "white", "purple"])
     solids = [spot.solid((-0.7, 0.7), (0, 2.1), (0.02, 0.12), frame)]
     solids += [spot.solid((x - 0.04, x + 0.04), (0, 2.1), (0.12, 0.42), frame) for x in (-0.66, 0.66)]
-    solids += [spot.solid((-0.62, 0.62), (h, h + 0.06), (0.12, 0.42), frame) for h in (0.06, 0.72, 1.38, 2.04)]
+    solids += [
+        spot.solid((-0.62, 0.62), (h, h + 0.06), (0.12, 0.42), frame) for h in (0.06, 0.72, 1.38, 2.04)
+    ]
     for row, h in enumerate((0.12, 0.78, 1.44)):
         split = float(rng.uniform(-0.3, 0.3))
         first, second = plain(str(books[2 * row])), plain(str(books[2 * row + 1]))
@@ -111,10 +114,8 @@ def _bookshelf(spot: Spot, colour: str, rng: np.random.Generator) -> tuple[Solid
 
 
 def _cabinet(spot: Spot, colour: str, rng: np.random.Generator) -> tuple[Solid, ...]:
-    doors = [
-        spot.solid((x - 0.3, x + 0.3), (0.12, 0.78), (0.5, 0.53), plain("beige" if colour != "beige" else "brown"))
-        for x in (-0.35, 0.35)
-    ]  # fmt: skip
+    front = plain("beige" if colour != "beige" else "brown")
+    doors = [spot.solid((x - 0.3, x + 0.3), (0.12, 0.78), (0.5, 0.53), front) for x in (-0.35, 0.35)]
     return (spot.solid((-0.75, 0.75), (0, 0.9), (0.03, 0.5), plain(colour)), *doors)
 
 

@@ -21,7 +21,7 @@ Light = Callable[[np.ndarray, np.ndarray], np.ndarray]  # points (n, 3), normals
 
 
 class Mesh(NamedTuple):
-    """Triangles of one material. points (n, 3) metres, rgb (n, 3) in [0, 1], uv (n, 2), triangles (m, 3) int."""
+    """Triangles of one material. points (n, 3) metres, rgb (n, 3) 0 to 1, uv (n, 2), triangles (m, 3)."""
 
     points: np.ndarray
     rgb: np.ndarray
@@ -109,7 +109,12 @@ def _turned(solid: Solid) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         turn = np.linspace(-np.pi / 2, np.pi / 2, 8)
         rings = [(np.cos(e), 0.5 + 0.5 * np.sin(e), np.cos(e), np.sin(e)) for e in turn]
     elif solid.shape == "cone":
-        rings = [(0.0, 0.0, 0.0, -1.0), (1.0, 0.0, 0.0, -1.0), (1.0, 0.0, 1.0, slope), (0.02, 1.0, 1.0, slope)]
+        rings = [
+            (0.0, 0.0, 0.0, -1.0),
+            (1.0, 0.0, 0.0, -1.0),
+            (1.0, 0.0, 1.0, slope),
+            (0.02, 1.0, 1.0, slope),
+        ]
     else:
         rings = [(0.0, 0.0, 0.0, -1.0), (1.0, 0.0, 0.0, -1.0), (1.0, 0.0, 1.0, 0.0), (1.0, 1.0, 1.0, 0.0),
                  (1.0, 1.0, 0.0, 1.0), (0.0, 1.0, 0.0, 1.0)]  # fmt: skip
@@ -119,7 +124,9 @@ def _turned(solid: Solid) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     z = centre[2] + half[2] * radius * np.sin(angle)
     y = np.broadcast_to(high[1] - height * (high[1] - low[1]), x.shape)
     points = np.stack([x, y, z], -1).reshape(-1, 3)
-    normals = np.stack([out * np.cos(angle), np.broadcast_to(-up, x.shape), out * np.sin(angle)], -1).reshape(-1, 3)
+    normals = np.stack([out * np.cos(angle), np.broadcast_to(-up, x.shape), out * np.sin(angle)], -1).reshape(
+        -1, 3
+    )
     normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     period = solid.material.period or 1.0
     around = max(1, round(2 * np.pi * half[0] / period))

@@ -1,4 +1,4 @@
-"""Colours by name, and the patterns painted on surfaces: large and soft, so that a small picture can carry them."""
+"""Colours by name, and patterns painted on surfaces: large and soft, for small pictures to carry."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _paint(pattern: Pattern, colour: str, second: str, seed: int) -> np.ndarray:
 
 
 def _share(pattern: Pattern, u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
-    """Return how much of the second colour shows, 0 to 1. u runs right and v down, both 0 to 1 over a period."""
+    """Return how much of the second colour shows, 0 to 1. u runs right, v down, 0 to 1 over a period."""
     if pattern == "stripes":
         return _step(np.sin(2 * np.pi * u), soft=0.12)
     if pattern == "bands":

@@ -1,6 +1,7 @@
-"""What a scene is: rooms, the solids in them and the doorways between them, as plain values without a renderer.
+"""What a scene is: rooms, what is in them and the openings between them, as plain values, no renderer.
 
-The world has the camera's sense of axes, in metres: x right, y down, z forward; the floor is y = 0 and a height is −y.
+The world has the camera's sense of axes, in metres: x right, y down, z forward. The floor is
+y = 0 and a height is −y.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OUTDOORS: Final = -1  # the number of what is not a room
 
 @dataclass(frozen=True)
 class Solid:
-    """A body that fills the axis-aligned box from `low` to `high` (both x, y, z in metres); round ones inscribed."""
+    """A body that fills the axis-aligned box from `low` to `high` (x, y, z metres); round ones touch it."""
 
     low: Point
     high: Point

@@ -1,4 +1,4 @@
-"""Free space: how far a point is from the nearest obstacle, and ways through a scene that keep clear of all."""
+"""Free space: how far a point is from the nearest obstacle, and ways that keep clear of all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FreeSpace:
         self._grids: dict[float, np.ndarray] = {}
 
     def gap(self, point: np.ndarray) -> float:
-        """Return the distance in metres from a point (3,) to the nearest surface; 0 inside one, < 0 outdoors."""
+        """Return metres from a point (3,) to the nearest surface; 0 inside one, negative out of bounds."""
         return float(self.gaps(point[:, None])[0])
 
     def gaps(self, points: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class FreeSpace:
         return self.gap(point) >= self.clearance
 
     def reach(self, point: np.ndarray, direction: np.ndarray, *, limit: float) -> float:
-        """Return how far, in metres up to `limit`, a camera can go from a free point along a unit vector (3,)."""
+        """Return how many metres, up to `limit`, a camera can go from a free point along a direction (3,)."""
         gone, step = 0.0, LEAST_STEP
         while gone + step < limit:
             spare = self.gap(point + (gone + step) * direction) - self.clearance

@@ -1,4 +1,4 @@
-"""A scene as panda3d nodes: few nodes, baked light, mipmapped textures. The only file that builds panda objects."""
+"""A scene as panda3d nodes: few nodes, baked light, mipmapped textures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SKY_RADIUS: Final = 150.0  # m
 
 
 class Stage(NamedTuple):
-    """root: all nodes; rooms: one each; outdoors: what surrounds them; sky: the dome, to be kept round the camera."""
+    """root: all nodes; rooms: one each; outdoors: what surrounds them; sky: a dome, kept round the camera."""
 
     root: Any
     rooms: tuple[Any, ...]
@@ -82,7 +82,7 @@ def build(scene: Scene) -> Stage:
 
 
 def _attach(root: Any, name: str, solids: Iterable[Solid], light: Light) -> Any:
-    """Add solids to `root`, all of one look as one mesh; plain ones share a mesh, their colour in the vertices."""
+    """Add solids to `root`, those of one look as one mesh; all plain ones share one, coloured by vertex."""
     p3d = core()
     groups: dict[Material | None, list[Mesh]] = {}
     for solid in solids:

@@ -1,4 +1,4 @@
-"""Camera paths as a person would fly them: keys held and let go, walks, looks away and back, returns to old views."""
+"""Camera paths as a person would fly: keys held and let go, walks, looks away and back, returns."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ class Pilot:
     def fly(self, frames: int) -> list[np.ndarray]:
         """Return that many poses (4, 4)."""
         moods = (
-            (self._play, 0.34), (self._look_and_return, 0.13), (self._go_and_return, 0.1), (self._visit, 0.18),
-            (self._come_back, 0.16), (self._look_round, 0.03), (self._pause, 0.06),
+            (self._play, 0.34), (self._look_and_return, 0.13), (self._go_and_return, 0.1),
+            (self._visit, 0.18), (self._come_back, 0.16), (self._look_round, 0.03), (self._pause, 0.06),
         )  # fmt: skip
         weights = np.array([weight for _, weight in moods])
-        opening = [self._play, self._look_and_return, self._go_and_return][self._rng.integers(3) :]
+        # a recording soon shows a view again, and another room
+        opening = [[self._play, self._look_and_return, self._go_and_return][self._rng.integers(3)]]
+        opening += [self._look_and_return, self._visit][:: int(self._rng.choice([-1, 1]))]
         while len(self._walker.poses) < frames:
             choice = int(self._rng.choice(len(moods), p=weights / weights.sum()))
             mood = opening.pop(0) if opening else moods[choice][0]
@@ -88,8 +90,8 @@ class Pilot:
         self._walker.retrace(start)
 
     def _visit(self) -> None:
-        """Walk somewhere else, most likely through a doorway."""
-        goal = self._anywhere()
+        """Walk to another room."""
+        goal = self._anywhere(elsewhere=True)
         if goal is not None:
             self._walk(goal)
 
@@ -244,9 +246,12 @@ class Pilot:
                     best, most = pose, view
         return best
 
-    def _anywhere(self) -> np.ndarray | None:
-        """Draw a free point in a random room."""
-        room = self._scene.rooms[int(self._rng.integers(len(self._scene.rooms)))]
+    def _anywhere(self, *, elsewhere: bool = False) -> np.ndarray | None:
+        """Draw a free point in a random room, with `elsewhere` in one where the camera is not."""
+        rooms = self._scene.rooms
+        if elsewhere:
+            rooms = tuple(room for room in rooms if not room.holds(self._walker.position[None])[0])
+        room = rooms[int(self._rng.integers(len(rooms)))]
         low, high = np.array(room.low), np.array(room.high)
         low[1], high[1] = -EYE[1], -EYE[0]
         return self._space.place(self._rng, low=low, high=high)

@@ -44,7 +44,7 @@ class Visibility:
         """Return the rooms seen from a pose (4, 4), nearest first; `OUTDOORS` comes last if it shows."""
         rotation, position = c2w[:3, :3], c2w[:3, 3]
         windows = self._windows((self._corners - position) @ rotation)
-        inside = ((self._lows <= position) & (position <= self._highs)).all(1).tolist()
+        inside = (np.clip(position, self._lows, self._highs) == position).all(1).tolist()
         x, y = self._reach
         home = self._home(position)
         seen: dict[int, None] = {}
@@ -75,7 +75,8 @@ class Visibility:
         depth = corners[..., 2]
         flat = corners[..., :2] / np.maximum(depth, NEAR)[..., None]
         left_top, right_bottom = flat.min(1), flat.max(1)
-        whole, behind = (depth < NEAR).any(1), (depth < NEAR).all(1)
+        near = np.less(depth, NEAR)
+        whole, behind = near.any(1), near.all(1)
         left_top[whole], right_bottom[whole] = -np.inf, np.inf
         rows = np.concatenate([left_top, right_bottom], axis=1).tolist()
         return [None if hidden else tuple(row) for row, hidden in zip(rows, behind.tolist(), strict=True)]

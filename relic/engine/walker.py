@@ -1,4 +1,4 @@
-"""A camera on smooth legs: it follows wanted speeds with inertia, brakes before obstacles, and keeps a record."""
+"""A camera on smooth legs: it takes up wanted speeds with inertia and brakes before obstacles."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Walker:
         return bool((np.abs(self._speed[1]) < (0.02, 0.02, 0.02, 0.5, 0.5, 0.5)).all())
 
     def move(self, wanted: np.ndarray) -> None:
-        """Add one frame. wanted: (6,) speeds in its own axes, m/s right, down, forward; degrees/s pan, tilt, roll."""
+        """Add one frame. wanted: (6,) m/s right, down, forward in its own axes; degrees/s pan, tilt, roll."""
         self._speed[0] += self._follow * (wanted - self._speed[0])
         self._speed[1] += self._follow * (self._speed[0] - self._speed[1])
         self._brake()
@@ -95,7 +95,7 @@ class Walker:
 
 
 def turned(pan: float, tilt: float, roll: float) -> np.ndarray:
-    """Return `relic.ops.camera.rotation_from_angles` of one rotation in radians, (3, 3): a frame at a time, in µs."""
+    """Return `relic.ops.camera.rotation_from_angles` of one rotation, radians -> (3, 3), in microseconds."""
     sp, cp, st, ct, sr, cr = (f(a) for a in (pan, tilt, roll) for f in (math.sin, math.cos))
     return np.array([
         [cp * cr + sp * st * sr, sp * st * cr - cp * sr, sp * ct],

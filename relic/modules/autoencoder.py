@@ -61,7 +61,7 @@ class Autoencoder(RelicModule):
         net: TinyVAEConfig,
         clip: ClipSpec,
         window_frames: int | None = None,
-        edge_weight: float = 0.5,
+        edge_weight: float = 0.1,
         lpips_weight: float = 0.0,
         kl_weight: float = 1e-6,
         latent_noise: float = 0.05,

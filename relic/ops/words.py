@@ -14,7 +14,9 @@ WORD_ROWS = 16384  # of every word table: one hash for all data sets and network
 
 
 def word_ids(caption: str, *, length: int = 32) -> Tensor:
-    """Hash the first `length` lower-cased words of a caption to 1..WORD_ROWS-1 -> (length,) int64, 0 is padding.
+    """Hash the first `length` lower-cased words of a caption to 1..WORD_ROWS-1 -> (length,) int64.
+
+    0 is padding.
 
     Raises:
         ValueError: If `length` is not positive.

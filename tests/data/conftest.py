@@ -3,8 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.data.recordings import clip_sample, latents_sample, write_dataset
+
+settings.register_profile("data", max_examples=40, deadline=None)  # a busy machine is not a failure
+settings.load_profile("data")
 
 
 @pytest.fixture(scope="session")
