@@ -51,7 +51,7 @@ def outdoor_light(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
 
 
 def mesh_of(solid: Solid, light: Light) -> Mesh:
-    """Cut a solid into triangles, lit. Points run counter-clockwise seen from outside, in axes with y up."""
+    """Cut a solid into triangles, lit. Points run counter-clockwise seen from outside."""
     shapes = {"box": _box, "cylinder": _turned, "cone": _turned, "sphere": _turned}
     points, normals, uv, triangles = shapes[solid.shape](solid)
     rgb = np.ones_like(points) if solid.material.glow else light(points, normals)

@@ -302,9 +302,9 @@ def _explained(root: Path, shards: Sequence[Shard], size: tuple[int, int]) -> It
         remaining = [shard for shard in shards if not _is_finished(root, shard)]
         needed = sum(shard.frames for shard in remaining) * size[0] * size[1] * BYTES_PER_PIXEL / 2**20
         free = shutil.disk_usage(root).free / 2**20
+        done = f"{len(shards) - len(remaining)} of {len(shards)} shards are finished and kept"
         raise OSError(
             error.errno,
-            f"{os.strerror(error.errno or 0)} in {root}: {len(shards) - len(remaining)} of {len(shards)} shards "
-            f"are finished and kept; the rest takes up to {needed:.0f} MiB, {free:.0f} MiB "
-            "are free. Make room and run the same command to go on",
+            f"{os.strerror(error.errno or 0)} in {root}: {done}; the rest takes up to {needed:.1f} MiB, "
+            f"{free:.1f} MiB are free. Make room and run the same command to go on",
         ) from error

@@ -1,4 +1,4 @@
-"""Captions say what is there in a small vocabulary, one every five seconds, and never how the camera moves."""
+"""Captions say what is there, in few words, every five seconds, and never how the camera moves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.engine.places import ORIGIN, studio
 
 INTRINSICS = intrinsics_of((128, 256))
 WORDS = {
-    *COLOURS, "a", "an", "and", "with", "room", "court", "walls", "floor", "wooden", "tiled", "carpet", "grass",
-    "stone", "door", "doorway", "picture", "rug", "sofa", "bed", "desk", "cabinet", "bookshelf", "lamp", "plant",
-    "chair", "table", "column", "statue", "crates", "tree", "bench", "fountain",
+    *COLOURS, "a", "an", "and", "with", "room", "court", "walls", "floor", "wooden", "tiled", "carpet",
+    "grass", "stone", "door", "doorway", "picture", "rug", "sofa", "bed", "desk", "cabinet", "bookshelf", "lamp",
+    "plant", "chair", "table", "column", "statue", "crates", "tree", "bench", "fountain",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from relic.engine.building import make_scene
 from relic.engine.furniture import CENTRE, COURT, WALL
 from relic.engine.geometry import mesh_of, outdoor_light
 from relic.engine.materials import PATTERNS, TEXTURE_SIDE, Material, paint, plain
-from relic.engine.scenes import OUTDOORS, Scene, Solid
+from relic.engine.scenes import OUTDOORS, Room, Scene, Solid
 from relic.engine.space import FreeSpace
 
 
@@ -46,14 +46,17 @@ def test_every_room_is_reached_and_one_is_a_court(seed: int) -> None:
     assert len(set(walls)) == len(walls), "rooms are told apart by their walls"
 
 
+def place_in(volume: Room | Scene, space: FreeSpace, rng: np.random.Generator) -> np.ndarray:
+    """Draw a free point at eye height."""
+    low, high = (np.array(end) * (1, 0, 1) for end in (volume.low, volume.high))
+    return space.place(rng, low=low - (0, 1.6, 0), high=high - (0, 1.4, 0))
+
+
 def test_a_camera_can_walk_between_rooms() -> None:
     for seed in range(4):
         scene = make_scene(seed)
         space, rng = FreeSpace(scene), np.random.default_rng(seed)
-        places = [
-            space.place(rng, low=np.array([*room.low]) * (1, 0, 1) - (0, 1.6, 0), high=np.array([*room.high]) - (0, 1.4, 0))
-            for room in scene.rooms
-        ]  # fmt: skip
+        places = [place_in(room, space, rng) for room in scene.rooms]
         ways = [space.way(a, b, height=1.5) for a in places for b in places]
         assert sum(way is not None for way in ways) >= 0.9 * len(ways)
 
@@ -61,9 +64,8 @@ def test_a_camera_can_walk_between_rooms() -> None:
 def test_ways_keep_clear_of_everything() -> None:
     scene = make_scene(1)
     space, rng = FreeSpace(scene), np.random.default_rng(0)
-    low, high = np.array(scene.low) * (1, 0, 1) - (0, 1.6, 0), np.array(scene.high) - (0, 1.4, 0)
     for _ in range(8):
-        start, goal = (space.place(rng, low=low, high=high) for _ in range(2))
+        start, goal = (place_in(scene, space, rng) for _ in range(2))
         way = space.way(start, goal, height=1.5)
         for a, b in zip([start, *way], way, strict=False):
             points = a[:, None] + (b - a)[:, None] * np.linspace(0, 1, 50)
@@ -93,7 +95,6 @@ def test_patterns_carry_no_detail_finer_than_a_small_picture(pattern: str) -> No
 def test_faces_look_outwards(shape: str) -> None:
     solid = Solid((-1.0, -3.0, -1.5), (1.0, -1.0, 1.5), plain("red"), shape)  # type: ignore[arg-type]
     mesh = mesh_of(solid, outdoor_light)
-    # y is down here, so the order that is counter-clockwise with y up gives normals by the left hand
     p, q, r = (mesh.points[mesh.triangles[:, k]] for k in range(3))
     normals, outwards = np.cross(q - p, r - p), (p + q + r) / 3 - (0, -2, 0)
     sizes = np.linalg.norm(normals, axis=1)

@@ -43,9 +43,7 @@ def test_a_path_is_a_function_of_scene_and_seed() -> None:
     first = make_trajectory(scene, seed=3, frames=60)
     assert torch.equal(first, make_trajectory(make_scene(1), seed=3, frames=60))
     assert not torch.equal(first, make_trajectory(scene, seed=4, frames=60))
-    assert torch.equal(first[:30], make_trajectory(scene, seed=3, frames=30)), (
-        "a longer path goes on from a shorter"
-    )
+    assert torch.equal(first[:30], make_trajectory(scene, seed=3, frames=30)), "longer goes on"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def test_all_axes_are_used_in_balance(paths: list[Tensor]) -> None:
 
 
 def seen_again(c2w: Tensor) -> float:
-    """Share of frames, one a second, near a view of at least 3 s before (0.5 m, 20 degrees), away in between."""
+    """Share of looks, one a second, near an earlier view (0.5 m, 20 degrees) after 2 s or more away."""
     looks = c2w[:: int(FPS)]
     far = torch.cdist(looks[:, :3, 3], looks[:, :3, 3])
     turns = turn_deg(looks[:, None, :3, :3].mT @ looks[None, :, :3, :3])
