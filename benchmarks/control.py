@@ -28,8 +28,8 @@ def fit(args: argparse.Namespace, *, seed: int) -> tuple[TeacherExtension, World
     clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
     data = WorldDataModule(
         root=args.latents, clip=clip, content="latents", global_batch=args.batch, workers=args.workers,
-        seed=seed, batches_per_epoch=args.steps, validation_scenes=args.validation_scenes, evaluation_scenes=0,
-        validation_windows=args.windows,
+        seed=seed, batches_per_epoch=args.steps, evaluation_scenes=0,
+        validation_scenes=args.validation_scenes, validation_windows=args.windows,
     )  # fmt: skip
     module = TeacherExtension(
         net=DiTConfig.tiny(), clip=clip, words=WordTableConfig(), seed=seed, warmup_steps=100,
@@ -106,9 +106,8 @@ def main() -> None:
         mirrored = loss(module, batch._replace(actions=mirror_actions(batch.actions)))
         steps = int(module.ema_updates)
         gain = 1 - true / exchanged
-        print(
-            f"{seed:>4} {steps:>6} {seconds:>8.0f} {true:>8.4f} {exchanged:>10.4f} {mirrored:>9.4f} {gain:>7.1%}"
-        )
+        row = f"{seed:>4} {steps:>6} {seconds:>8.0f} {true:>8.4f} {exchanged:>10.4f} {mirrored:>9.4f}"
+        print(f"{row} {gain:>7.1%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def main() -> None:
     profiler = SimpleProfiler()
     gpu = torch.cuda.is_available()
     Trainer(
-        max_steps=args.steps + WARM_UP, accelerator="auto", devices=1, precision="bf16-mixed" if gpu else "32-true",
-        logger=False, enable_checkpointing=False, use_distributed_sampler=False, limit_val_batches=0,
+        max_steps=args.steps + WARM_UP, accelerator="auto", devices=1, logger=False,
+        precision="bf16-mixed" if gpu else "32-true", enable_checkpointing=False, use_distributed_sampler=False, limit_val_batches=0,
         enable_model_summary=False, profiler=profiler,
     ).fit(module, data)  # fmt: skip
     fetch, step = (
@@ -52,8 +52,10 @@ def main() -> None:
         for part in ("train_dataloader_next", "run_training_batch")
     )
     waiting, working = sum(fetch[WARM_UP : WARM_UP + args.steps]), sum(step[WARM_UP:])
-    print(f"{args.batch} clips a step, {args.workers} workers: {1e3 * working / args.steps:.1f} ms a step, of which "
-          f"waiting {1e3 * waiting / args.steps:.2f} ms = {waiting / (waiting + working):.1%} of the time")  # fmt: skip
+    print(f"{args.batch} clips a step of {1e3 * working / args.steps:.1f} ms, {args.workers} workers")
+    print(
+        f"waiting {1e3 * waiting / args.steps:.2f} ms a step, {waiting / (waiting + working):.1%} of the time"
+    )
 
 
 if __name__ == "__main__":

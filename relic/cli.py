@@ -88,7 +88,7 @@ def run_verb(name: str, words: list[str]) -> None:
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
     try:
-        function(**parser.instantiate_classes(parser.parse_args(_join_tuples(function, words))).as_dict())
+        function(**parser.instantiate(parser.parse_args(_join_tuples(function, words))).as_dict())
     except (ValueError, OSError) as error:
         sys.exit(f"relic {name}: {error}")
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ __all__ = ["RelicCLI"]
 
 
 def checkpoints_in(root: str | None) -> str:
-    """Return the folder of checkpoints: beside the run's other files, so that `--ckpt_path last` finds them."""
+    """Return the folder of checkpoints, beside the run's other files: `--ckpt_path last` looks there."""
     return str(Path(root or "runs/default") / "checkpoints")
 
 

@@ -60,5 +60,5 @@ def test_verbs_document_every_option(capsys):
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])
         assert stop.value.code == 0
-        text = capsys.readouterr().out
+        text = " ".join(capsys.readouterr().out.split())
         assert "(required, type: " in text or "default: " in text

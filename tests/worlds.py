@@ -55,7 +55,7 @@ def batch(indices: list[int], *, seed: int = 0) -> Batch:
 
 
 class LatentWorld(lightning.LightningDataModule):
-    """A foreign data module: all it has to do is yield `Batch`. Ranks take strided slices of a global batch."""
+    """A foreign data module: all it has to do is yield `Batch`. A rank takes a strided slice of each."""
 
     def __init__(self, *, global_batch: int = 4, batches: int = 10) -> None:
         super().__init__()

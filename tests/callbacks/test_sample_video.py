@@ -51,8 +51,8 @@ def dataset(tmp_path):
 def fit(root, callback, **settings):
     logger = TensorBoardLogger(root, name="log")
     trainer = Trainer(
-        accelerator="cpu", logger=logger, callbacks=callback, enable_progress_bar=False, default_root_dir=root,
-        enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=1, **settings,
+        accelerator="cpu", logger=logger, callbacks=callback, default_root_dir=root,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=1, **settings,
     )  # fmt: skip
     module = Foreign()
     trainer.fit(module)

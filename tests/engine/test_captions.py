@@ -15,8 +15,8 @@ from tests.engine.places import ORIGIN, studio
 INTRINSICS = intrinsics_of((128, 256))
 WORDS = {
     *COLOURS, "a", "an", "and", "with", "room", "court", "walls", "floor", "wooden", "tiled", "carpet",
-    "grass", "stone", "door", "doorway", "picture", "rug", "sofa", "bed", "desk", "cabinet", "bookshelf", "lamp",
-    "plant", "chair", "table", "column", "statue", "crates", "tree", "bench", "fountain",
+    "grass", "stone", "door", "doorway", "picture", "rug", "sofa", "bed", "desk", "cabinet", "bookshelf",
+    "lamp", "plant", "chair", "table", "column", "statue", "crates", "tree", "bench", "fountain",
 }  # fmt: skip
 
 

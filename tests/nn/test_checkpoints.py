@@ -37,7 +37,7 @@ def test_every_difference_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"ffn.0.weight: \(64, 32\) in the file, \(128, 32\) here"):
         load_weights(Denoiser(wider, NANO_WORDS), source, kind="teacher")
     deeper = dataclasses.replace(NANO, depth=3)
-    with pytest.raises(ValueError, match="missing: dit.blocks.2"):
+    with pytest.raises(ValueError, match=r"missing: dit\.blocks\.2"):
         load_weights(Denoiser(deeper, NANO_WORDS), source, kind="teacher")
 
 

@@ -5,8 +5,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from relic.nn.dit import DiT, DiTConfig
 from relic.nn.control import ControlConfig
+from relic.nn.dit import DiT, DiTConfig
 from relic.ops.actions import controls_of, null_controls
 from relic.parallel import Compute, apply_compute
 from tests.reference import dit as reference

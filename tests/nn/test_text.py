@@ -26,5 +26,5 @@ def test_word_ids_need_a_table_and_embeddings_pass_through():
         net.embed(torch.zeros(1, 3, dtype=torch.int64))
     embeddings = torch.randn(1, 3, 8)
     assert torch.equal(net.embed(embeddings), embeddings)
-    with pytest.raises(ValueError, match="words.width=16 must equal"):
+    with pytest.raises(ValueError, match=r"words\.width=16 must equal"):
         Denoiser(NANO, WordTableConfig(width=16))

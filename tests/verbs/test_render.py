@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_no_part_of_a_shard_and_says_how_to_go_on(whole: Path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # a file of more fails to be written
-        with pytest.raises(OSError, match="0 of 2 shards are finished.*run the same command") as caught:
+        with pytest.raises(OSError, match=r"0 of 2 shards are finished.*run the same command") as caught:
             render(out=str(tmp_path), **TINY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
