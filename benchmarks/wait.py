@@ -44,8 +44,8 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     Trainer(
         max_steps=args.steps + WARM_UP, accelerator="auto", devices=1, logger=False,
-        precision="bf16-mixed" if gpu else "32-true", enable_checkpointing=False, use_distributed_sampler=False, limit_val_batches=0,
-        enable_model_summary=False, profiler=profiler,
+        precision="bf16-mixed" if gpu else "32-true", enable_checkpointing=False,
+        use_distributed_sampler=False, limit_val_batches=0, enable_model_summary=False, profiler=profiler,
     ).fit(module, data)  # fmt: skip
     fetch, step = (
         next(times for name, times in profiler.recorded_durations.items() if part in name)

@@ -116,7 +116,8 @@ def _check_rope_factor(module: nn.Module, config: Mapping[str, Any], source: Wei
     if stored != own.rope_factor:
         raise ValueError(
             f"{source.path} was trained at rope_factor={stored}, this network has {own.rope_factor}: "
-            "positions mean something else to it. Set init.rope_factor: restate to take the weights over on purpose."
+            "positions mean something else to it. Set init.rope_factor: restate to take the weights over "
+            "on purpose."
         )
 
 

@@ -52,7 +52,8 @@ def fit(root, callback, **settings):
     logger = TensorBoardLogger(root, name="log")
     trainer = Trainer(
         accelerator="cpu", logger=logger, callbacks=callback, default_root_dir=root,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=1, **settings,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        num_sanity_val_steps=1, **settings,
     )  # fmt: skip
     module = Foreign()
     trainer.fit(module)
