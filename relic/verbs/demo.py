@@ -13,7 +13,7 @@ from relic.cli import find_config
 __all__ = ["demo"]
 
 
-def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 3.0, seed: int = 0) -> None:
+def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed: int = 0) -> None:
     """Render, fit and sample a small world on this machine, and write a report with truth beside samples.
 
     Every step is a `relic` command that you could type yourself; it is printed before it runs. Stopped, the
