@@ -3,7 +3,7 @@
 The time is that of the whole command: scenes, paths, pictures, anti-aliasing, h264, tars, index, and the
 start of the worker processes.
 
-    python benchmarks/render.py --size 128 256 --minutes 8 --workers 2
+    python benchmarks/render.py --size 128 256 --minutes 24 --workers 2
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
     parser.add_argument("--scenes", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=24.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     print(describe_machine())
-    print(
-        f"{args.size[0]}x{args.size[1]}, {args.scenes} scenes, {args.minutes:g} minutes, {args.workers} workers"
-    )
+    height, width = args.size
+    print(f"{height}x{width}, {args.scenes} scenes, {args.minutes:g} minutes, {args.workers} workers")
     for number in range(args.rounds):  # alternating, so that a busy machine slows both
         for backend in BACKENDS:
             try:
@@ -45,9 +44,8 @@ def main() -> None:
                 print(f"{backend:<9} left out: {error}")
                 continue
             frames, seconds = timed(args, backend=backend)
-            print(
-                f"{backend:<9} round {number}: {frames} frames in {seconds:.1f} s, {frames / seconds:.0f} frames/s"
-            )
+            speed = f"{frames} frames in {seconds:.1f} s, {frames / seconds:.0f} frames/s"
+            print(f"{backend:<9} round {number}: {speed}", flush=True)
 
 
 def timed(args: argparse.Namespace, *, backend: str) -> tuple[int, float]:
