@@ -7,6 +7,7 @@ Usage: python benchmarks/control.py LATENTS --steps 3000 --seeds 0 1 2
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 
 import torch
@@ -40,6 +41,7 @@ def fit(args: argparse.Namespace, *, seed: int) -> tuple[TeacherExtension, World
         max_steps=args.steps, accelerator="auto", devices=1, precision=args.precision, logger=False,
         enable_checkpointing=False, use_distributed_sampler=False, gradient_clip_val=1.0, limit_val_batches=0,
         num_sanity_val_steps=0, enable_model_summary=False, max_time={"seconds": args.seconds},
+        default_root_dir=tempfile.mkdtemp(),
     )  # fmt: skip
     trainer.fit(module, data)
     return module, data

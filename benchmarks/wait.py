@@ -6,6 +6,7 @@ Usage: python benchmarks/wait.py LATENTS --size 128 256 --frames 81
 from __future__ import annotations
 
 import argparse
+import tempfile
 
 import torch
 from lightning import Trainer
@@ -46,6 +47,7 @@ def main() -> None:
         max_steps=args.steps + WARM_UP, accelerator="auto", devices=1, logger=False,
         precision="bf16-mixed" if gpu else "32-true", enable_checkpointing=False,
         use_distributed_sampler=False, limit_val_batches=0, enable_model_summary=False, profiler=profiler,
+        default_root_dir=tempfile.mkdtemp(),
     ).fit(module, data)  # fmt: skip
     fetch, step = (
         next(times for name, times in profiler.recorded_durations.items() if part in name)

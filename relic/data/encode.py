@@ -8,10 +8,14 @@ at all; a run that was stopped goes on with the first one missing and ends with 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Protocol
@@ -116,6 +120,7 @@ def encode_dataset(
     encode: Encode,
     settings: EncodeSettings,
     batch: int = 8,
+    workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Encode the recordings at `source` into latent shards in the folder `out`, and index them.
@@ -126,6 +131,7 @@ def encode_dataset(
         encode: The VAE.
         settings: Which windows.
         batch: Windows encoded at a time; bounds memory.
+        workers: Threads that decode video ahead of the VAE.
         progress: Told after every window how many are done, of how many.
 
     Returns:
@@ -135,8 +141,9 @@ def encode_dataset(
         FileNotFoundError: If the dataset or its index is missing.
         ValueError: If the dataset does not fit the settings, `out` was begun with others, or the VAE fails.
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch} must be at least 1.")
+    for name, value in {"batch": batch, "workers": workers}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
     tasks = plan_encoding(Index.open(source), settings)
     storage, out = Storage(source), Path(out)
     _claim(out, _description(storage, settings))
@@ -146,8 +153,10 @@ def encode_dataset(
         if not path.exists():
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
                 leftover.unlink()
-            samples = _encoded(storage, task.windows, encode=encode, settings=settings, batch=batch)
-            write_shard(path, _told(samples, progress, done=done, total=total))
+            with ThreadPoolExecutor(workers) as pool:
+                cut = _read_ahead(storage, task.windows, pool=pool, ahead=2 * max(batch, workers))
+                samples = _encoded(cut, encode=encode, settings=settings, batch=batch)
+                write_shard(path, _told(samples, progress, done=done, total=total))
         done += len(task.windows)
         progress(done, total)
     return write_index(out)
@@ -186,26 +195,57 @@ def _check_alike(rows: Sequence[Row]) -> None:
 # -- samples -------------------------------------------------------------------------------------------------
 
 
+class _Cut(NamedTuple):
+    """A window with its frames (f, 3, h, w) uint8 and its actions (f, 13) float64."""
+
+    window: Window
+    video: Tensor
+    actions: Tensor
+
+
+def _read_ahead(
+    storage: Storage, windows: Sequence[Window], *, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[_Cut]:
+    """Yield windows in order, decoding up to `ahead` of them; unreadable ones are warned of and left out."""
+    row, own = windows[0].row, threading.local()
+
+    def read(window: Window) -> _Cut:
+        if not hasattr(own, "reader"):  # open files belong to one thread
+            own.reader = WindowReader(
+                Storage(storage.root), size=(row.height, row.width), content="video", words=1
+            )
+        actions = window_actions(own.reader.poses(window), d_bar=window.row.d_bar, pivot=window.pivot)
+        video = torch.from_numpy(own.reader.video(window))
+        return _Cut(window, rearrange(video, "f h w c -> f c h w"), actions)
+
+    def finished(window: Window, future: Future[_Cut]) -> Iterator[_Cut]:
+        try:
+            yield future.result()
+        except ValueError as error:
+            warnings.warn(f"left out frame {window.start} on of {window.row.key}: {error}", stacklevel=2)
+
+    pending: deque[tuple[Window, Future[_Cut]]] = deque()
+    try:
+        for window in windows:
+            pending.append((window, pool.submit(read, window)))
+            if len(pending) > ahead:
+                yield from finished(*pending.popleft())
+        while pending:
+            yield from finished(*pending.popleft())
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
 def _encoded(
-    storage: Storage, windows: Sequence[Window], *, encode: Encode, settings: EncodeSettings, batch: int
+    windows: Iterator[_Cut], *, encode: Encode, settings: EncodeSettings, batch: int
 ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    """Yield the samples of windows of one shape, in order; unreadable windows are warned of and left out."""
-    row = windows[0].row
-    reader = WindowReader(storage, size=(row.height, row.width), content="video", words=1)
-    for start in range(0, len(windows), batch):
-        videos, cut = [], []
-        for window in windows[start : start + batch]:
-            try:
-                actions = window_actions(reader.poses(window), d_bar=window.row.d_bar, pivot=window.pivot)
-                videos.append(torch.from_numpy(reader.video(window)))
-                cut.append((window, actions))
-            except ValueError as error:
-                warnings.warn(f"left out frame {window.start} on of {window.row.key}: {error}", stacklevel=2)
-        if videos:
-            latents = encode(rearrange(videos, "b f h w c -> b f c h w")).detach().cpu()
-            _check_latents(latents, cut[0][0])
-            for (window, actions), latent in zip(cut, latents, strict=True):
-                yield _sample(window, latent, actions, vae_sha256=settings.vae_sha256)
+    """Yield the samples of windows of one shape, in order."""
+    while cut := list(itertools.islice(windows, batch)):
+        latents = encode(torch.stack([each.video for each in cut])).detach().cpu()
+        _check_latents(latents, cut[0].window)
+        for each, latent in zip(cut, latents, strict=True):
+            yield _sample(each.window, latent, each.actions, vae_sha256=settings.vae_sha256)
 
 
 def _check_latents(latents: Tensor, window: Window) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ def encode(
     palindromes: float = 0.5,
     seed: int = 0,
     batch: int = 8,
+    workers: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Encode a dataset of recordings into latent shards. Stopped, it goes on when started again.
@@ -39,6 +41,7 @@ def encode(
         palindromes: Share of windows that turn back in time.
         seed: Of which windows turn, and where.
         batch: Windows encoded at a time.
+        workers: Threads that decode video; by default one a core.
         device: Where to encode; auto takes a GPU if there is one, and bf16 there.
     """
     place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
@@ -64,5 +67,13 @@ def encode(
             bar.total = total
             bar.update(done - bar.n)
 
-        index = encode_dataset(src, out, encode=encode_video, settings=settings, batch=batch, progress=show)
+        index = encode_dataset(
+            src,
+            out,
+            encode=encode_video,
+            settings=settings,
+            batch=batch,
+            workers=(os.cpu_count() or 1) if workers is None else workers,
+            progress=show,
+        )
     print(f"Wrote {index}")
