@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
+from relic.nn.context import Context, Fresh, Prompt
 from relic.nn.dit import DiT, DiTConfig
 from relic.nn.text import WordTable, WordTableConfig
 from relic.ops.flow import euler_step, guide, sigma_schedule
@@ -37,17 +39,45 @@ class Denoiser(nn.Module):
             text = self.words(text)
         return text if drop is None else text * ~drop[:, None, None]
 
+    def read(self, text: Tensor) -> Prompt:
+        """Return a prompt as blocks read it, to be passed as `text` again and again while it does not change."""
+        return self.dit.read(self.embed(text))
+
+    @overload
+    def forward(
+        self, latents: Tensor, *, sigma: Tensor, text: Tensor | Prompt, controls: Controls | None,
+        drop_text: Tensor | None = None, memory: None = None,
+    ) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, latents: Tensor, *, sigma: Tensor, text: Tensor | Prompt, controls: Controls | None,
+        drop_text: Tensor | None = None, memory: Context,
+    ) -> tuple[Tensor, Fresh]: ...  # fmt: skip
+
     def forward(
         self,
         latents: Tensor,
         *,
         sigma: Tensor,
-        text: Tensor,
+        text: Tensor | Prompt,
         controls: Controls | None,
         drop_text: Tensor | None = None,
-    ) -> Tensor:
-        """Return the velocity of latents (b, t, c, h, w) at noise levels sigma (b, t)."""
-        return self.dit(latents, sigma=sigma, text=self.embed(text, drop=drop_text), controls=controls)
+        memory: Context | None = None,
+    ) -> Tensor | tuple[Tensor, Fresh]:
+        """Return the velocity of latents (b, t, c, h, w) at noise levels sigma (b, t); with a memory, also the
+        fresh keys and values (see `DiT.forward`).
+        """
+        if isinstance(text, Prompt):
+            if drop_text is not None:
+                raise ValueError(
+                    "drop_text empties embeddings; this prompt was read already, so read another."
+                )
+        else:
+            text = self.embed(text, drop=drop_text)
+        if memory is None:
+            return self.dit(latents, sigma=sigma, text=text, controls=controls)
+        return self.dit(latents, sigma=sigma, text=text, controls=controls, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)

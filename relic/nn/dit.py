@@ -7,6 +7,7 @@ Tokens are kept as (b, t, s, d): latent frame, place in the frame (row, then col
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from relic.nn.attention import attend
+from relic.nn.context import KV, Context, Fresh, LayerContext, Prompt
 from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
 from relic.ops.flow import timestep_of
+from relic.ops.pooling import cell_positions
 from relic.ops.rope import apply_rope, grid_positions, rope_table
 from relic.types import PATCH, Controls
 
@@ -133,25 +136,46 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    def forward(self, x: Tensor, *, rope: Tensor, to_q: Tensor | None, to_k: Tensor | None) -> Tensor:
-        """x: (b, t, s, d); rope: (t·s, head/2, 2); to_q, to_k: (b, t, d) pose embeddings, or None."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        rope: Tensor,
+        to_q: Tensor | None,
+        to_k: Tensor | None,
+        memory: LayerContext | None = None,
+    ) -> tuple[Tensor, KV | None]:
+        """x: (b, t, s, d); rope: (t·s, head/2, 2); to_q, to_k: (b, t, d) pose embeddings, or None.
+
+        Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks for.
+        """
         latents = x.shape[1]
         q, k, v = self.q(x), self.k(x), self.v(x)
         if to_q is not None and to_k is not None:
             q, k = q + to_q[:, :, None], k + to_k[:, :, None]
         q, k, v = (rearrange(y, "b t s d -> b (t s) d") for y in (q, k, v))
-        q, k = apply_rope(self.split(self.norm_q(q)), rope), apply_rope(self.split(self.norm_k(k)), rope)
-        out = self.merge(attend(q.to(v.dtype), k.to(v.dtype), self.split(v)))
-        return rearrange(out, "b (t s) d -> b t s d", t=latents)
+        q, k, v = self.split(self.norm_q(q)), self.split(self.norm_k(k)), self.split(v)
+        fresh: KV | None = None
+        if memory is None:
+            out = attend(apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype), v)
+        else:
+            out, fresh = memory(q, k, v, rope=rope)
+        return rearrange(self.merge(out), "b (t s) d -> b t s d", t=latents), fresh
 
 
 class CrossAttention(Attention):
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x: (b, t, s, d); text: (b, n, d). Padded rows are attended to: the public weights expect it."""
+    def forward(self, x: Tensor, text: Tensor | KV) -> Tensor:
+        """x: (b, t, s, d); text: (b, n, d), or what `read` made of it."""
         q = self.split(self.norm_q(rearrange(self.q(x), "b t s d -> b (t s) d")))
-        k, v = self.split(self.norm_k(self.k(text))), self.split(self.v(text))
+        k, v = self.read(text) if isinstance(text, Tensor) else text
         out = self.merge(attend(q.to(v.dtype), k.to(v.dtype), v))
         return rearrange(out, "b (t s) d -> b t s d", t=x.shape[1])
+
+    def read(self, text: Tensor) -> KV:
+        """Return the keys and values of a prompt (b, n, d). Padded rows are attended to: the public weights
+        expect it.
+        """
+        return KV(self.split(self.norm_k(self.k(text))), self.split(self.v(text)))
 
 
 class Block(nn.Module):
@@ -173,9 +197,19 @@ class Block(nn.Module):
         self.control = BlockControl(config.control, width=config.width) if config.control else None
 
     def forward(
-        self, x: Tensor, *, levels: Tensor, rope: Tensor, text: Tensor, control: ControlStates | None
-    ) -> Tensor:
-        """x: (b, t, s, d) residual stream; levels: (b, t, 6, d) from the noise levels; text: (b, n, d)."""
+        self,
+        x: Tensor,
+        *,
+        levels: Tensor,
+        rope: Tensor,
+        text: Tensor | KV,
+        control: ControlStates | None,
+        memory: LayerContext | None = None,
+    ) -> tuple[Tensor, KV | None]:
+        """x: (b, t, s, d) residual stream; levels: (b, t, 6, d) from the noise levels; text: (b, n, d).
+
+        Returns x and the fresh keys and values, if `memory` asks for them.
+        """
         dtype = self.ffn[0].weight.dtype
         m = (self.modulation[:, None] + levels)[:, :, :, None].unbind(2)  # six of (b, t, 1, d)
         to_q: Tensor | None = None
@@ -183,11 +217,12 @@ class Block(nn.Module):
         if self.control is not None and control is not None:
             to_q, to_k = self.control.address(control)
         h = (self.norm1(x) * (1 + m[1]) + m[0]).to(dtype)
-        x = x + m[2] * self.self_attn(h, rope=rope, to_q=to_q, to_k=to_k)
+        attended, fresh = self.self_attn(h, rope=rope, to_q=to_q, to_k=to_k, memory=memory)
+        x = x + m[2] * attended
         if self.control is not None and control is not None:
             x = x + self.control.action(control.action)[:, :, None]
         x = x + self.cross_attn(self.norm3(x).to(dtype), text)
-        return x + m[5] * self.ffn((self.norm2(x) * (1 + m[4]) + m[3]).to(dtype))
+        return x + m[5] * self.ffn((self.norm2(x) * (1 + m[4]) + m[3]).to(dtype)), fresh
 
 
 class Head(nn.Module):
@@ -250,20 +285,36 @@ class DiT(nn.Module):
                 module.reset_parameters()
         nn.init.zeros_(self.head.head.weight)
 
+    @overload
+    def forward(
+        self, latents: Tensor, *, sigma: Tensor, text: Tensor | Prompt, controls: Controls | None = None,
+        start: int = 0, memory: None = None,
+    ) -> Tensor: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, latents: Tensor, *, sigma: Tensor, text: Tensor | Prompt, controls: Controls | None = None,
+        memory: Context,
+    ) -> tuple[Tensor, Fresh]: ...  # fmt: skip
+
     def forward(
         self,
         latents: Tensor,
         *,
         sigma: Tensor,
-        text: Tensor,
+        text: Tensor | Prompt,
         controls: Controls | None = None,
         start: int = 0,
-    ) -> Tensor:
+        memory: Context | None = None,
+    ) -> Tensor | tuple[Tensor, Fresh]:
         """Return the velocity (b, t, c, h, w) of noisy latents of the same shape.
 
-        sigma: (b, t), one noise level per latent frame; text: (b, n <= text_length, text_width); controls: of
-            the pixel
-        frames these latents stand for; start: index of the first latent frame in its clip.
+        With a memory, return the fresh keys and values of all layers as well, empty unless it asks for them.
+
+        sigma: (b, t), one noise level per latent frame.
+        text: (b, n <= text_length, text_width), or a prompt that was read before.
+        controls: of the pixel frames these latents stand for.
+        start: index of the first latent frame in its clip; a memory knows places by itself.
         """
         rows, columns = latents.shape[3] // PATCH, latents.shape[4] // PATCH
         if latents.shape[3] % PATCH or latents.shape[4] % PATCH:
@@ -278,21 +329,37 @@ class DiT(nn.Module):
         pixels = rearrange(latents, "b t c h w -> b c t h w").to(self.patch_embedding.weight.dtype)
         tokens = self.patch_embedding(pixels)
         x = at_least_float32(rearrange(tokens, "b d t h w -> b t (h w) d"))
+        positions = grid_positions(latents.shape[1], rows, columns, start=start)
+        if memory is not None:
+            if len(memory.times) != latents.shape[1]:
+                raise ValueError(
+                    f"The pass holds {latents.shape[1]} latents; this memory's next block is {memory.times}."
+                )
+            positions, start = cell_positions(memory.times, rows, columns), memory.times[0]
         rope = rope_table(
-            grid_positions(latents.shape[1], rows, columns, start=start),
+            positions,
             head_width=self.config.head_width,
             factor=self.config.rope_factor,
         ).to(latents.device, x.dtype)
-        prompt = self.embed_text(text)
+        prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
         states = None
         if controls is not None and self.control is not None:
             states = self.control(controls, starts_clip=start == 0)
-        for block in self.blocks:
-            x = block(x, levels=levels, rope=rope, text=prompt, control=states)
+        kept: list[KV] = []
+        for i, (block, prompt) in enumerate(zip(self.blocks, prompts, strict=True)):
+            past = None if memory is None else memory.layer(i)
+            x, fresh = block(x, levels=levels, rope=rope, text=prompt, control=states, memory=past)
+            kept += [] if fresh is None else [fresh]
         patches = self.head(x, level)
-        return rearrange(
+        velocity = rearrange(
             patches, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=PATCH, q=PATCH
         ).to(latents.dtype)
+        return velocity if memory is None else (velocity, tuple(kept))
+
+    def read(self, text: Tensor) -> Prompt:
+        """Return a prompt (b, n, text_width) as cross-attention reads it, to be passed as `text` many times."""
+        embedded = self.embed_text(text)
+        return Prompt(tuple(block.cross_attn.read(embedded) for block in self.blocks))  # type: ignore[union-attr, operator]
 
     def embed_levels(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Embed noise levels (b, t): for the head (b, t, d), and for the blocks (b, t, 6, d), float32 at

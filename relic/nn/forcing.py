@@ -1,0 +1,175 @@
+"""A causal network in training: all blocks in one pass, each seeing what its memory would show it (paper §4.4).
+
+No mask: every block has one attention call over its own concatenated keys, which is many times faster than a
+masked call over the clip. Clean blocks pass through the network together with the noisy ones, so that gradients
+reach the keys and values that a memory would hold, and thereby the writing of memory, its pooling included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from relic.nn.attention import attend
+from relic.nn.context import KV, Context, Fresh, Pool
+from relic.nn.memory import MeanPool, MemoryPlan
+from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
+from relic.ops.pooling import cell_positions
+from relic.ops.retention import block_that_ends
+from relic.ops.rope import apply_rope, rope_table
+from relic.types import TIME_STRIDE, Controls
+
+__all__ = ["PackedContext", "forced_velocity"]
+
+
+def forced_velocity(
+    net: Callable[..., tuple[Tensor, Fresh]],
+    noisy: Tensor,
+    *,
+    clean: Tensor,
+    sigma: Tensor,
+    clean_sigma: Tensor | None = None,
+    text: Tensor,
+    controls: Controls | None,
+    plan: MemoryPlan,
+    forcing: Forcing,
+    pool: Pool = MeanPool(),  # noqa: B008 - frozen
+) -> Tensor:
+    """Return the velocity of the noisy latents (b, t, c, h, w), with gradients through the clean ones.
+
+    net: a Denoiser or DiT.
+    noisy: whole blocks at the end of the clip.
+    clean: (b, t', c, h, w), what generation would have cached, from the image on. `hybrid`: the blocks before
+        the noisy ones. `diffusion`: the image. `teacher`: the image and all blocks but the last; `noisy` are
+        then all blocks.
+    sigma: (b, t) levels of the noisy latents, one a block.
+    clean_sigma: (b, t') levels of the clean latents, 0 for the image; None is 0 for all.
+    text: one prompt for the clip.
+    controls: of all frames of the clip, the last block's included.
+    plan: policy, grid and block length; its horizon is not used.
+
+    Raises:
+        ValueError: If clean and noisy latents don't join to whole blocks as `forcing` has it.
+    """
+    blocks = _blocks(forcing, clean=clean.shape[1], noisy=noisy.shape[1], block_latents=plan.block_latents)
+    packing = pack(forcing, plan.policy, blocks=blocks, block_latents=plan.block_latents)
+    if clean_sigma is None:
+        clean_sigma = sigma.new_zeros(clean.shape[:2])
+    if controls is not None and forcing == "teacher":
+        controls = Controls(*(None if x is None else _twice(x, clean=clean.shape[1]) for x in controls))  # type: ignore[arg-type]
+    velocity, _ = net(
+        torch.cat([clean, noisy], dim=1),
+        sigma=torch.cat([clean_sigma, sigma], dim=1),
+        text=text,
+        controls=controls,
+        memory=PackedContext(packing, plan=plan, pool=pool, device=noisy.device),
+    )
+    return velocity[:, clean.shape[1] :]
+
+
+def _blocks(forcing: Forcing, *, clean: int, noisy: int, block_latents: int) -> int:
+    if forcing not in FORCINGS:
+        raise ValueError(f"forcing={forcing!r} must be one of {', '.join(FORCINGS)}.")
+    total = 1 + noisy if forcing == "teacher" else clean + noisy
+    blocks, known = (block_that_ends(n, block_latents=block_latents) for n in (total, clean))
+    wanted = {"teacher": (blocks - 1,), "diffusion": (0,), "hybrid": tuple(range(blocks))}[forcing]
+    if known not in wanted or noisy == 0:
+        raise ValueError(
+            f"forcing={forcing!r} with {noisy} noisy latents can't take {clean} clean ones; give the image and "
+            f"{wanted[0] * block_latents} more."
+        )
+    return blocks
+
+
+def _twice(frames: Tensor, *, clean: int) -> Tensor:
+    """Pack controls (b, f, c) as [clean | noisy]: the frames of the clean latents, then all after the first."""
+    return torch.cat([frames[:, : 1 + (clean - 1) * TIME_STRIDE], frames[:, 1:]], dim=1)
+
+
+class PackedContext(Context):
+    """Attention of a training pass: a `Context` that holds nothing but the plan of the pass.
+
+    Args:
+        packing: Who sees whom.
+        plan: Policy and grid.
+        pool: How tokens are pooled over cells.
+        device: Where the pass runs.
+    """
+
+    def __init__(self, packing: Packing, *, plan: MemoryPlan, pool: Pool, device: torch.device | str) -> None:
+        self.packing, self.plan, self.pool = packing, plan, pool
+        seen = {pair for segment in packing.segments for pair in segment.sees}
+        factors = sorted({factor for _, factor in seen} - {1})
+        self.pooled = {f: sorted(place for place, factor in seen if factor == f) for f in factors}
+        self._tables = {}
+        for factor, places in self.pooled.items():
+            times = [packing.times[place] for place in places]
+            positions = cell_positions(times, plan.rows, plan.columns, factor=factor)
+            table = rope_table(positions, head_width=plan.head_width, factor=plan.rope_factor)
+            self._tables[factor] = table.to(device)
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        return self.packing.times
+
+    def layer(self, index: int) -> PackedLayer:
+        return PackedLayer(context=self, index=index)
+
+    def _pool(self, layer: int, k: Tensor, v: Tensor) -> dict[int, KV]:
+        """Return for each factor the pooled, rotated keys and the values of all latents that some block sees so,
+        (b, k, n, d) in the order of `pooled`.
+        """
+        split = "b k (t h w) d -> b k t h w d"
+        grid = KV(*(rearrange(x, split, h=self.plan.rows, w=self.plan.columns) for x in (k, v)))
+        forms = {}
+        for factor, places in self.pooled.items():
+            cells = self.pool(KV(grid.k[:, :, places], grid.v[:, :, places]), factor=factor, layer=layer)
+            keys, values = (rearrange(x, "b k t h w d -> b k (t h w) d") for x in cells)
+            forms[factor] = KV(apply_rope(keys, self._tables[factor]), values)
+        return forms
+
+    def _seen(self, segment: Segment, full: KV, forms: dict[int, KV]) -> KV:
+        """Return the keys and values that a block attends to."""
+        runs: list[range] = []
+        for place in (place for place, factor in segment.sees if factor == 1):
+            if runs and runs[-1].stop == place:
+                runs[-1] = range(runs[-1].start, place + 1)
+            else:
+                runs.append(range(place, place + 1))
+        pieces = [_part(full, run, tokens=self.plan.tokens_per_latent) for run in runs]
+        for factor, places in self.pooled.items():
+            seen = sum(f == factor for _, f in segment.sees)
+            # the window only moves on: what one block sees pooled are the first of those that the last one does
+            if seen:
+                pieces.append(
+                    _part(forms[factor], range(seen), tokens=forms[factor].k.shape[2] // len(places))
+                )
+        return KV(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+
+
+def _part(kv: KV, places: range, *, tokens: int) -> KV:
+    at = slice(places.start * tokens, places.stop * tokens)
+    return KV(kv.k[:, :, at], kv.v[:, :, at])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """One layer's attention in a training pass: a call for every block."""
+
+    context: PackedContext
+    index: int
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, None]:
+        context, tokens = self.context, self.context.plan.tokens_per_latent
+        forms = context._pool(self.index, k, v)
+        q, k = apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype)
+        read = []
+        for segment in context.packing.segments:
+            at = slice(segment.queries.start * tokens, segment.queries.stop * tokens)
+            keys, values = context._seen(segment, KV(k, v), forms)
+            read.append(attend(q[:, :, at], keys.to(v.dtype), values))
+        return torch.cat(read, dim=2), None

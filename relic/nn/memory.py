@@ -1,0 +1,344 @@
+"""The memory of a stream: keys and values of what was generated, kept as a policy says (paper §4.2).
+
+Storage knows slots, the policy (`relic.ops.retention`) says what goes into them. Valid keys are a contiguous
+prefix of one buffer: first the window, a ring of latents, then slots of what is older. The block at work is
+written right behind them, so that attention reads one slice and nothing old is copied; that tail is scratch.
+Pooled forms are computed when a block is committed and wait in a small staging buffer until it leaves the window.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from relic.nn.attention import attend
+from relic.nn.context import KV, Fresh, Pool
+from relic.nn.memory_plan import MemoryPlan
+from relic.ops.covisibility import frustum_overlap
+from relic.ops.pooling import cell_positions, pool_cells
+from relic.ops.retention import Compressed, Full, Policy, SinkWindow, Window, admit
+from relic.ops.rope import apply_rope, rope_table
+
+__all__ = [
+    "Compressed",
+    "Full",
+    "MeanPool",
+    "Memory",
+    "MemoryPlan",
+    "MemoryView",
+    "Policy",
+    "SinkWindow",
+    "Window",
+]
+
+
+@dataclass(frozen=True)
+class MeanPool:
+    """Average keys and values over the tokens of a cell."""
+
+    def __call__(self, kv: KV, *, factor: int, layer: int) -> KV:
+        return KV(pool_cells(kv.k, factor=factor), pool_cells(kv.v, factor=factor))
+
+
+class Memory:
+    """Keys and values of a stream. Only `commit` and `reset` change what it holds.
+
+    Args:
+        plan: What is kept, of which network, on which grid.
+        batch: Streams side by side.
+        dtype: Of the stored keys and values.
+        device: Where they are.
+        pool: How tokens are pooled over cells.
+    """
+
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        *,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        pool: Pool = MeanPool(),  # noqa: B008 - frozen
+    ) -> None:
+        self.plan, self.batch, self.pool = plan, batch, pool
+
+        def buffer(tokens: int) -> Tensor:
+            size = (plan.layers, batch, plan.heads, tokens, plan.head_width)
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self._stored = KV(buffer(plan.capacity), buffer(plan.capacity))
+        self._staged = KV(buffer(plan.staged_tokens), buffer(plan.staged_tokens))
+        # choosing by pose, every sample keeps latents of its own; else one row of the plan holds for all
+        self._rows = [slice(i, i + 1) for i in range(batch)] if plan.policy.repositions else [slice(None)]
+        self._latents = 0
+        self._kept: list[tuple[int, ...]] = [()] * len(self._rows)
+        self._poses: dict[int, Tensor] = {}  # of each latent held, (b, 4, 4)
+        self._table: Tensor | None = None  # for reading, until the next commit
+
+    # -- what it holds ---------------------------------------------------------------------------------------
+
+    @property
+    def latents(self) -> int:
+        """How many latents have been committed."""
+        return self._latents
+
+    @property
+    def block(self) -> int:
+        """The block that comes next."""
+        return self.plan.blocks_in(self._latents)
+
+    @property
+    def length(self) -> int:
+        """Valid keys: what the next block sees besides itself."""
+        return self.plan.window_tokens(self._latents) + self.plan.slot_start(
+            self._kept[0], len(self._kept[0])
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._stored.k.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._stored.k.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, scratch included."""
+        return sum(x.nbytes for x in (*self._stored, *self._staged))
+
+    def tokens(self, latents: int) -> int:
+        """Return how many keys the block that ends at `latents` latents sees, its own included."""
+        return self.plan.tokens(latents)
+
+    def bytes(self, latents: int) -> int:
+        """Return the size of such a memory planned for `latents` latents."""
+        return self.plan.bytes(latents, batch=self.batch, dtype=self.dtype)
+
+    def kept(self, sample: int = 0) -> tuple[int, ...]:
+        """Return the latents kept behind the window for a sample, in order of their slots."""
+        return self._kept[sample if self.plan.policy.repositions else 0]
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def view(self, *, fresh: bool = False) -> MemoryView:
+        """Return what the next block attends to; `fresh` asks the network for its keys and values, to commit."""
+        return MemoryView(memory=self, times=self._times_of_next(), fresh=fresh, latents=self._latents)
+
+    def _times_of_next(self) -> tuple[int, ...]:
+        behind = (
+            len(self._kept[0]) + min(self._latents, self.plan.ring) if self.plan.policy.repositions else None
+        )
+        start = self._latents if behind is None else behind
+        return tuple(range(start, start + len(self.plan.block(self.block))))
+
+    def _joined(self, layer: int, current: KV) -> KV:
+        """Return the valid keys, rotated, and values, followed by those of the current block."""
+        keys, values = (stored[layer] for stored in self._stored)
+        if self.plan.policy.repositions and self.length:
+            past = apply_rope(keys[:, :, : self.length], self._table_of_kept())
+            return KV(torch.cat([past, current.k.to(past.dtype)], dim=2), self._appended(values, current.v))
+        return KV(self._appended(keys, current.k), self._appended(values, current.v))
+
+    def _appended(self, stored: Tensor, x: Tensor) -> Tensor:
+        start, end = self.length, self.length + x.shape[2]
+        if torch.is_grad_enabled():  # a backward pass needs its keys after the buffer has moved on
+            return torch.cat([stored[:, :, :start], x.to(stored.dtype)], dim=2)
+        stored[:, :, start:end] = x
+        return stored[:, :, :end]
+
+    def _table_of_kept(self) -> Tensor:
+        """Return the rotary table (b, 1, n, d/2, 2) of the valid keys at their places as re-mapped."""
+        if self._table is None:
+            tables = [self._table_of(self._positions(kept)) for kept in self._kept]
+            self._table = torch.stack(tables)[:, None]
+        return self._table
+
+    def _positions(self, kept: tuple[int, ...]) -> Tensor:
+        plan, ring = self.plan, self.plan.ring
+        window = range(max(0, self._latents - ring), self._latents)
+        place = {latent: i for i, latent in enumerate(sorted((*kept, *window)))}
+        by_slot = sorted(window, key=lambda latent: latent % ring)
+        grids = [cell_positions([place[i] for i in by_slot], plan.rows, plan.columns)]
+        grids += [
+            cell_positions([place[i]], plan.rows, plan.columns, factor=plan.policy.factor(i)) for i in kept
+        ]
+        return torch.cat(grids)
+
+    def _table_of(self, positions: Tensor) -> Tensor:
+        table = rope_table(positions, head_width=self.plan.head_width, factor=self.plan.rope_factor)
+        return table.to(self.device, torch.promote_types(self.dtype, torch.float32))
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def commit(self, fresh: Fresh, *, c2w: Tensor | None = None) -> None:
+        """Store the next block's keys and values, as a pass over it with `view(fresh=True)` returned them.
+
+        c2w: (b, t, 4, 4) poses of its latents (of their last frames) in d̄; needed by a policy that chooses by
+        pose, and ignored by others.
+
+        Raises:
+            ValueError: If the plan has no room for the block, or sizes differ.
+        """
+        plan, latents = self.plan, self.plan.block(self.block)
+        self._check(fresh, latents)
+        if plan.policy.repositions:
+            self._note_poses(latents, c2w)
+        slots = self._make_room()
+        if plan.ring:
+            self._move_out(slots)
+        for layer, (k, v) in enumerate(fresh):
+            self._write(layer, KV(k, v), latents, slots)
+        self._latents, self._table = latents.stop, None
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._latents, self._poses, self._table = 0, {}, None
+        self._kept = [()] * len(self._rows)
+
+    def fork(self) -> Memory:
+        """Return an independent copy."""
+        other = copy.copy(self)
+        other._stored = KV(*(x.clone() for x in self._stored))
+        other._staged = KV(*(x.clone() for x in self._staged))
+        other._kept, other._poses = list(self._kept), dict(self._poses)
+        return other
+
+    def _check(self, fresh: Fresh, latents: range) -> None:
+        plan = self.plan
+        if plan.num_latents is not None and latents.stop > plan.num_latents:
+            raise ValueError(
+                f"The memory is planned for num_latents={plan.num_latents}, which are committed; plan a longer "
+                "horizon, or bound the memory (Window, SinkWindow, Compressed with max_latents)."
+            )
+        size = (self.batch, plan.heads, len(latents) * plan.tokens_per_latent, plan.head_width)
+        if len(fresh) != plan.layers or any(x.shape != size for kv in fresh for x in kv):
+            found = f"{len(fresh)} layers of {tuple(fresh[0].k.shape) if fresh else ()}"
+            raise ValueError(
+                f"Block {self.block} must bring keys and values of {plan.layers} layers of {size}; got {found}."
+            )
+
+    def _note_poses(self, latents: range, c2w: Tensor | None) -> None:
+        size = (self.batch, len(latents), 4, 4)
+        if c2w is None or c2w.shape != size:
+            found = None if c2w is None else tuple(c2w.shape)
+            raise ValueError(
+                f"c2w={found} must be the poses {size} of the block: max_latents chooses by them."
+            )
+        for place, latent in enumerate(latents):
+            self._poses[latent] = c2w[:, place].double().cpu()
+        held = {latent for kept in self._kept for latent in kept}
+        held.update(range(latents.start - self.plan.ring, latents.stop))
+        self._poses = {latent: pose for latent, pose in self._poses.items() if latent in held}
+
+    def _make_room(self) -> list[list[tuple[int, int]]]:
+        """Admit what leaves the window; return, for each row of the plan, (latent, slot) of what moves in."""
+        plan, moves = self.plan, []
+        for row, before in enumerate(self._kept):
+            kept = before
+            seen = self._covisibility(row) if plan.policy.repositions else {}
+            for latent in plan.leaving(self.block):
+                kept = admit(plan.policy, kept, latent, covisibility=seen.__getitem__ if seen else None)
+            self._kept[row] = kept
+            moves.append(
+                [(i, slot) for slot, i in enumerate(kept) if slot >= len(before) or before[slot] != i]
+            )
+        return moves
+
+    def _covisibility(self, row: int) -> dict[int, float]:
+        latents = sorted(self._poses)
+        poses = torch.stack([self._poses[i][row] for i in latents])
+        overlap = frustum_overlap(poses, poses[-1], reach=(1.0, self.plan.rows / self.plan.columns))
+        return dict(zip(latents, overlap.tolist(), strict=True))
+
+    def _move_out(self, slots: list[list[tuple[int, int]]]) -> None:
+        """Copy what leaves the window into its slots, all layers at once, before the ring overwrites it."""
+        plan = self.plan
+        for rows, kept, moved in zip(self._rows, self._kept, slots, strict=True):
+            for latent, slot in moved:
+                to = plan.slot(kept, slot)
+                pooled = plan.policy.factor(latent) > 1
+                source, at = (
+                    (self._staged, plan.staged(latent)) if pooled else (self._stored, plan.ringed(latent))
+                )
+                for target, origin in zip(self._stored, source, strict=True):
+                    target[:, rows, :, to] = origin[:, rows, :, at]
+
+    def _write(self, layer: int, kv: KV, latents: range, slots: list[list[tuple[int, int]]]) -> None:
+        plan = self.plan
+        split = KV(*(rearrange(x, "b k (t n) d -> b k t n d", t=len(latents)) for x in kv))
+        forms = {latent: KV(*(x[:, :, i] for x in split)) for i, latent in enumerate(latents)}
+        full = {latent: self._placed(form, [latent]) for latent, form in forms.items()}
+        pooled = self._pooled(layer, split, latents)
+        if plan.ring:
+            for latent in latents:
+                self._put(self._stored, layer, slice(None), plan.ringed(latent), full[latent])
+                if latent in pooled:
+                    self._put(self._staged, layer, slice(None), plan.staged(latent), pooled[latent])
+            return
+        for rows, kept, moved in zip(self._rows, self._kept, slots, strict=True):
+            for latent, slot in moved:  # without a past in the window, blocks go to their slots at once
+                form = pooled.get(latent, full[latent])
+                self._put(self._stored, layer, rows, plan.slot(kept, slot), KV(*(x[rows] for x in form)))
+
+    def _pooled(self, layer: int, split: KV, latents: range) -> dict[int, KV]:
+        """Return the pooled form, (b, k, n, d), of each latent that the policy pools."""
+        plan, pooled = self.plan, {}
+        for factor in sorted({plan.policy.factor(i) for i in latents} - {0, 1}):
+            members = [i for i in latents if plan.policy.factor(i) == factor]
+            chosen = [i - latents.start for i in members]
+            grid = (rearrange(x[:, :, chosen], "b k t (h w) d -> b k t h w d", h=plan.rows) for x in split)
+            cells = self.pool(KV(*grid), factor=factor, layer=layer)
+            for place, latent in enumerate(members):
+                form = KV(*(rearrange(x[:, :, place], "b k h w d -> b k (h w) d") for x in cells))
+                pooled[latent] = self._placed(form, [latent], factor=factor)
+        return pooled
+
+    def _placed(self, kv: KV, times: Sequence[int], *, factor: int = 1) -> KV:
+        """Rotate keys at their places, unless places may move: then they are rotated on reading."""
+        if self.plan.policy.repositions:
+            return kv
+        table = self._table_of(cell_positions(times, self.plan.rows, self.plan.columns, factor=factor))
+        return KV(apply_rope(kv.k, table), kv.v)
+
+    @staticmethod
+    def _put(target: KV, layer: int, rows: slice, at: slice, kv: KV) -> None:
+        target.k[layer, rows, :, at] = kv.k
+        target.v[layer, rows, :, at] = kv.v
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryView:
+    """A memory as one pass over the next block reads it: a `Context`. It holds until the next commit."""
+
+    memory: Memory
+    times: tuple[int, ...]
+    fresh: bool
+    latents: int
+
+    def layer(self, index: int) -> MemoryLayer:
+        if self.memory.latents != self.latents:
+            raise ValueError(
+                f"This view was taken at {self.latents} latents; the memory holds {self.memory.latents}. Take a "
+                "view for every pass."
+            )
+        return MemoryLayer(view=self, index=index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryLayer:
+    """The attention of one layer over a memory and the current block."""
+
+    view: MemoryView
+    index: int
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
+        keys, values = self.view.memory._joined(self.index, KV(apply_rope(k, rope), v))
+        out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
+        return out.to(v.dtype), KV(k, v) if self.view.fresh else None
