@@ -1,7 +1,7 @@
 """The autoregressive generator: one for training, validation and serving (paper §4.3-4.5).
 
-A block starts from noise, is denoised in a few steps with fresh noise between them, and is then committed to the
-memory; the network itself never writes. Streaming is the primitive, a clip is a fold over it:
+A block starts from noise, is denoised in a few steps with fresh noise between them, and is then committed to
+the memory; the network itself never writes. Streaming is the primitive, a clip is a fold over it:
 
     rollout.prefill(image, actions[:, :1], text=text)
     clip = torch.cat([image, *(block.latents for block in rollout(stretches, text=text))], dim=1)
@@ -36,8 +36,8 @@ class FewSteps:
 
     Args:
         steps: Denoising steps a block.
-        shift: Warp of the noise levels towards noise; 4 steps shifted by 5 are the timesteps 1000, 937.5, 833.3
-            and 625.
+        shift: Warp of the noise levels towards noise; 4 steps shifted by 5 are the timesteps 1000, 937.5,
+            833.3 and 625.
         context: What is committed: `clean`, keys and values of one more pass over the finished block at noise
             level 0, or `last_step`, those of the last denoising step, which saves that pass.
     """
@@ -124,7 +124,7 @@ class Rollout:
         memory: Memory,
         *,
         noise: Noise,
-        sampler: FewSteps = FewSteps(),  # noqa: B008 - frozen
+        sampler: FewSteps = FewSteps(),
         exit_step: int | None = None,
     ) -> None:
         if exit_step is not None and not 0 <= exit_step < sampler.steps:
@@ -152,7 +152,8 @@ class Rollout:
         frames = TIME_STRIDE * given - (0 if start else TIME_STRIDE - 1)
         if actions.shape[1] != frames:
             raise ValueError(
-                f"{given} latents from latent {start} on take {frames} frames of actions; got {actions.shape[1]}."
+                f"{given} latents from latent {start} on take {frames} frames of actions; "
+                f"got {actions.shape[1]}."
             )
         for index in range(self.memory.block, last + 1):
             size, frames = self._size(index)
@@ -231,15 +232,15 @@ class Rollout:
     def replay(self, traces: Iterable[Trace]) -> Iterator[tuple[Trace, Tensor]]:
         """Yield for each block its trace and x0 of its exit step, computed again with gradients.
 
-        Prefill the same latents first. A block is committed when the next one is asked for, so run its backward
-        pass before; only what the policy keeps is held. Gradients reach the network's weights through this one
-        step; the memory is a constant.
+        Prefill the same latents first. A block is committed when the next one is asked for, so run its
+        backward pass before; only what the policy keeps is held. Gradients reach the network's weights
+        through this one step; the memory is a constant.
         """
         for trace in traces:
             if trace.block != self.memory.block:
                 raise ValueError(
-                    f"The trace is of block {trace.block}; the memory is at block {self.memory.block}: reset, "
-                    "prefill, and replay the blocks in order."
+                    f"The trace is of block {trace.block}; the memory is at block {self.memory.block}: "
+                    "reset, prefill, and replay the blocks in order."
                 )
             with torch.enable_grad():
                 x0, _ = self._denoise(trace.xt, trace.sigma, trace.controls, trace.text)
@@ -257,7 +258,7 @@ class Rollout:
         return size, TIME_STRIDE * size if block else 1
 
     def _steer(self, actions: Tensor) -> tuple[Controls, Tensor]:
-        """Walk on: return what the network is given, and the pose (b, t, 4, 4) of each latent's last frame."""
+        """Walk on; return what the network is given, and the pose (b, t, 4, 4) of each latent's last frame."""
         odometry = self._odometry or Odometry.origin(len(actions))
         self._odometry, c2w = advance(odometry, actions)
         device = self.memory.device

@@ -1,7 +1,8 @@
 """What the tokens of a pass attend to, when it is not each other: the one thing that makes a DiT causal.
 
-A network hands each layer's queries, keys and values to the context it was given and adds up what comes back. It
-doesn't know whether behind it there is a memory (`relic.nn.memory`) or a training pass (`relic.nn.forcing`).
+A network hands each layer's queries, keys and values to the context it was given and adds up what comes back.
+It doesn't know whether behind it there is a memory (`relic.nn.memory`) or a training pass
+(`relic.nn.forcing`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["KV", "Context", "Fresh", "LayerContext", "Pool", "Prompt"]
 
 
 class KV(NamedTuple):
-    """Keys and values of one layer, split into heads: (b, k, n, d) each. Keys are after QK-norm, before RoPE."""
+    """Keys and values of one layer, (b, k, n, d) each. Keys are after QK-norm and, unless said, before RoPE."""
 
     k: Tensor
     v: Tensor
@@ -45,7 +46,7 @@ class Context(Protocol):
 
 
 class Pool(Protocol):
-    """Pool keys and values over cells of factor x factor tokens; may be an nn.Module with weights of its own."""
+    """Pool keys and values over cells of factor x factor tokens; may be an nn.Module with weights."""
 
     def __call__(self, kv: KV, *, factor: int, layer: int) -> KV:
         """kv: (b, k, t, h, w, d) each, keys before RoPE -> (b, k, t, h', w', d), sizes rounded up."""

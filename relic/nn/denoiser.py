@@ -40,7 +40,7 @@ class Denoiser(nn.Module):
         return text if drop is None else text * ~drop[:, None, None]
 
     def read(self, text: Tensor) -> Prompt:
-        """Return a prompt as blocks read it, to be passed as `text` again and again while it does not change."""
+        """Return a prompt as blocks read it, to be passed as `text` for as long as it does not change."""
         return self.dit.read(self.embed(text))
 
     @overload
@@ -65,8 +65,8 @@ class Denoiser(nn.Module):
         drop_text: Tensor | None = None,
         memory: Context | None = None,
     ) -> Tensor | tuple[Tensor, Fresh]:
-        """Return the velocity of latents (b, t, c, h, w) at noise levels sigma (b, t); with a memory, also the
-        fresh keys and values (see `DiT.forward`).
+        """Return the velocity of latents (b, t, c, h, w) at noise levels sigma (b, t); with a memory, also
+        the fresh keys and values (see `DiT.forward`).
         """
         if isinstance(text, Prompt):
             if drop_text is not None:

@@ -147,7 +147,8 @@ class SelfAttention(Attention):
     ) -> tuple[Tensor, KV | None]:
         """x: (b, t, s, d); rope: (t·s, head/2, 2); to_q, to_k: (b, t, d) pose embeddings, or None.
 
-        Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks for.
+        Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks
+        for.
         """
         latents = x.shape[1]
         q, k, v = self.q(x), self.k(x), self.v(x)
@@ -357,7 +358,7 @@ class DiT(nn.Module):
         return velocity if memory is None else (velocity, tuple(kept))
 
     def read(self, text: Tensor) -> Prompt:
-        """Return a prompt (b, n, text_width) as cross-attention reads it, to be passed as `text` many times."""
+        """Return a prompt (b, n, text_width) as cross-attention reads it, to be passed as `text`."""
         embedded = self.embed_text(text)
         return Prompt(tuple(block.cross_attn.read(embedded) for block in self.blocks))  # type: ignore[union-attr, operator]
 

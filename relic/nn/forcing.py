@@ -1,8 +1,10 @@
-"""A causal network in training: all blocks in one pass, each seeing what its memory would show it (paper §4.4).
+"""A causal network in training: all blocks in one pass, each seeing what its memory would show it (paper
+§4.4).
 
 No mask: every block has one attention call over its own concatenated keys, which is many times faster than a
-masked call over the clip. Clean blocks pass through the network together with the noisy ones, so that gradients
-reach the keys and values that a memory would hold, and thereby the writing of memory, its pooling included.
+masked call over the clip. Clean blocks pass through the network together with the noisy ones, so that
+gradients reach the keys and values that a memory would hold, and thereby the writing of memory, its pooling
+included.
 """
 
 from __future__ import annotations
@@ -79,14 +81,14 @@ def _blocks(forcing: Forcing, *, clean: int, noisy: int, block_latents: int) -> 
     wanted = {"teacher": (blocks - 1,), "diffusion": (0,), "hybrid": tuple(range(blocks))}[forcing]
     if known not in wanted or noisy == 0:
         raise ValueError(
-            f"forcing={forcing!r} with {noisy} noisy latents can't take {clean} clean ones; give the image and "
-            f"{wanted[0] * block_latents} more."
+            f"forcing={forcing!r} with {noisy} noisy latents can't take {clean} clean ones; give the image "
+            f"and {wanted[0] * block_latents} more."
         )
     return blocks
 
 
 def _twice(frames: Tensor, *, clean: int) -> Tensor:
-    """Pack controls (b, f, c) as [clean | noisy]: the frames of the clean latents, then all after the first."""
+    """Pack controls (b, f, c) as [clean | noisy]: frames of the clean latents, then all after the first."""
     return torch.cat([frames[:, : 1 + (clean - 1) * TIME_STRIDE], frames[:, 1:]], dim=1)
 
 
@@ -120,8 +122,8 @@ class PackedContext(Context):
         return PackedLayer(context=self, index=index)
 
     def _pool(self, layer: int, k: Tensor, v: Tensor) -> dict[int, KV]:
-        """Return for each factor the pooled, rotated keys and the values of all latents that some block sees so,
-        (b, k, n, d) in the order of `pooled`.
+        """Return for each factor the pooled, rotated keys and the values of all latents that some block sees
+        so, (b, k, n, d) in the order of `pooled`.
         """
         split = "b k (t h w) d -> b k t h w d"
         grid = KV(*(rearrange(x, split, h=self.plan.rows, w=self.plan.columns) for x in (k, v)))
@@ -143,7 +145,7 @@ class PackedContext(Context):
         pieces = [_part(full, run, tokens=self.plan.tokens_per_latent) for run in runs]
         for factor, places in self.pooled.items():
             seen = sum(f == factor for _, f in segment.sees)
-            # the window only moves on: what one block sees pooled are the first of those that the last one does
+            # the window only moves on: what a block sees pooled are the first of what the last one does
             if seen:
                 pieces.append(
                     _part(forms[factor], range(seen), tokens=forms[factor].k.shape[2] // len(places))

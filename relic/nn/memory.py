@@ -3,14 +3,15 @@
 Storage knows slots, the policy (`relic.ops.retention`) says what goes into them. Valid keys are a contiguous
 prefix of one buffer: first the window, a ring of latents, then slots of what is older. The block at work is
 written right behind them, so that attention reads one slice and nothing old is copied; that tail is scratch.
-Pooled forms are computed when a block is committed and wait in a small staging buffer until it leaves the window.
+Pooled forms are computed when a block is committed and wait in a small staging buffer until it leaves the
+window.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -63,7 +64,7 @@ class Memory:
         batch: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        pool: Pool = MeanPool(),  # noqa: B008 - frozen
+        pool: Pool = MeanPool(),
     ) -> None:
         self.plan, self.batch, self.pool = plan, batch, pool
 
@@ -75,7 +76,7 @@ class Memory:
         self._staged = KV(buffer(plan.staged_tokens), buffer(plan.staged_tokens))
         # choosing by pose, every sample keeps latents of its own; else one row of the plan holds for all
         self._rows = [slice(i, i + 1) for i in range(batch)] if plan.policy.repositions else [slice(None)]
-        self._latents = 0
+        self._latents, self._length = 0, 0
         self._kept: list[tuple[int, ...]] = [()] * len(self._rows)
         self._poses: dict[int, Tensor] = {}  # of each latent held, (b, 4, 4)
         self._table: Tensor | None = None  # for reading, until the next commit
@@ -95,9 +96,7 @@ class Memory:
     @property
     def length(self) -> int:
         """Valid keys: what the next block sees besides itself."""
-        return self.plan.window_tokens(self._latents) + self.plan.slot_start(
-            self._kept[0], len(self._kept[0])
-        )
+        return self._length
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,7 +126,7 @@ class Memory:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def view(self, *, fresh: bool = False) -> MemoryView:
-        """Return what the next block attends to; `fresh` asks the network for its keys and values, to commit."""
+        """Return what the next block attends to; `fresh` asks for its own keys and values, to commit."""
         return MemoryView(memory=self, times=self._times_of_next(), fresh=fresh, latents=self._latents)
 
     def _times_of_next(self) -> tuple[int, ...]:
@@ -180,8 +179,8 @@ class Memory:
     def commit(self, fresh: Fresh, *, c2w: Tensor | None = None) -> None:
         """Store the next block's keys and values, as a pass over it with `view(fresh=True)` returned them.
 
-        c2w: (b, t, 4, 4) poses of its latents (of their last frames) in d̄; needed by a policy that chooses by
-        pose, and ignored by others.
+        c2w: (b, t, 4, 4) poses of its latents (of their last frames) in d̄; needed by a policy that chooses
+        by pose, and ignored by others.
 
         Raises:
             ValueError: If the plan has no room for the block, or sizes differ.
@@ -190,16 +189,21 @@ class Memory:
         self._check(fresh, latents)
         if plan.policy.repositions:
             self._note_poses(latents, c2w)
-        slots = self._make_room()
+        moves = self._make_room()
         if plan.ring:
-            self._move_out(slots)
-        for layer, (k, v) in enumerate(fresh):
-            self._write(layer, KV(k, v), latents, slots)
+            self._move_out(moves)
+        writes, tables = self._writes(latents, moves), self._tables(latents)
+        for layer, kv in enumerate(fresh):
+            forms = self._forms(layer, kv, latents, tables)
+            for write in writes:
+                for target, form in zip(write.target, forms[write.factor], strict=True):
+                    target[layer, write.rows, :, write.at] = form[write.rows, :, write.tokens]
         self._latents, self._table = latents.stop, None
+        self._length = plan.window_tokens(latents.stop) + plan.slot_start(self._kept[0], len(self._kept[0]))
 
     def reset(self) -> None:
         """Forget everything."""
-        self._latents, self._poses, self._table = 0, {}, None
+        self._latents, self._length, self._poses, self._table = 0, 0, {}, None
         self._kept = [()] * len(self._rows)
 
     def fork(self) -> Memory:
@@ -214,14 +218,15 @@ class Memory:
         plan = self.plan
         if plan.num_latents is not None and latents.stop > plan.num_latents:
             raise ValueError(
-                f"The memory is planned for num_latents={plan.num_latents}, which are committed; plan a longer "
-                "horizon, or bound the memory (Window, SinkWindow, Compressed with max_latents)."
+                f"The memory is planned for num_latents={plan.num_latents}, which are committed; plan a "
+                "longer horizon, or bound the memory (Window, SinkWindow, Compressed with max_latents)."
             )
         size = (self.batch, plan.heads, len(latents) * plan.tokens_per_latent, plan.head_width)
         if len(fresh) != plan.layers or any(x.shape != size for kv in fresh for x in kv):
             found = f"{len(fresh)} layers of {tuple(fresh[0].k.shape) if fresh else ()}"
             raise ValueError(
-                f"Block {self.block} must bring keys and values of {plan.layers} layers of {size}; got {found}."
+                f"Block {self.block} must bring keys and values of {plan.layers} layers of {size}; "
+                f"got {found}."
             )
 
     def _note_poses(self, latents: range, c2w: Tensor | None) -> None:
@@ -257,60 +262,82 @@ class Memory:
         overlap = frustum_overlap(poses, poses[-1], reach=(1.0, self.plan.rows / self.plan.columns))
         return dict(zip(latents, overlap.tolist(), strict=True))
 
-    def _move_out(self, slots: list[list[tuple[int, int]]]) -> None:
+    def _move_out(self, moves: list[list[tuple[int, int]]]) -> None:
         """Copy what leaves the window into its slots, all layers at once, before the ring overwrites it."""
         plan = self.plan
-        for rows, kept, moved in zip(self._rows, self._kept, slots, strict=True):
+        for rows, kept, moved in zip(self._rows, self._kept, moves, strict=True):
             for latent, slot in moved:
                 to = plan.slot(kept, slot)
-                pooled = plan.policy.factor(latent) > 1
-                source, at = (
-                    (self._staged, plan.staged(latent)) if pooled else (self._stored, plan.ringed(latent))
-                )
+                if plan.policy.factor(latent) > 1:
+                    source, at = self._staged, plan.staged(latent)
+                else:
+                    source, at = self._stored, plan.ringed(latent)
                 for target, origin in zip(self._stored, source, strict=True):
                     target[:, rows, :, to] = origin[:, rows, :, at]
 
-    def _write(self, layer: int, kv: KV, latents: range, slots: list[list[tuple[int, int]]]) -> None:
-        plan = self.plan
-        split = KV(*(rearrange(x, "b k (t n) d -> b k t n d", t=len(latents)) for x in kv))
-        forms = {latent: KV(*(x[:, :, i] for x in split)) for i, latent in enumerate(latents)}
-        full = {latent: self._placed(form, [latent]) for latent, form in forms.items()}
-        pooled = self._pooled(layer, split, latents)
-        if plan.ring:
-            for latent in latents:
-                self._put(self._stored, layer, slice(None), plan.ringed(latent), full[latent])
-                if latent in pooled:
-                    self._put(self._staged, layer, slice(None), plan.staged(latent), pooled[latent])
-            return
-        for rows, kept, moved in zip(self._rows, self._kept, slots, strict=True):
-            for latent, slot in moved:  # without a past in the window, blocks go to their slots at once
-                form = pooled.get(latent, full[latent])
-                self._put(self._stored, layer, rows, plan.slot(kept, slot), KV(*(x[rows] for x in form)))
+    def _writes(self, latents: range, moves: list[list[tuple[int, int]]]) -> list[_Write]:
+        """Return where a block's forms go, alike for every layer."""
+        plan, everyone, writes = self.plan, slice(None), []
+        for latent in latents if plan.ring else ():
+            factor = plan.policy.factor(latent)
+            full = self._tokens_of(latent, latents, factor=1)
+            writes.append(_Write(self._stored, everyone, plan.ringed(latent), 1, full))
+            if factor > 1:
+                pooled = self._tokens_of(latent, latents, factor=factor)
+                writes.append(_Write(self._staged, everyone, plan.staged(latent), factor, pooled))
+        if not plan.ring:  # without a past in the window, blocks go to their slots at once
+            for rows, kept, moved in zip(self._rows, self._kept, moves, strict=True):
+                for latent, slot in moved:
+                    factor = plan.policy.factor(latent)
+                    tokens = self._tokens_of(latent, latents, factor=factor)
+                    writes.append(_Write(self._stored, rows, plan.slot(kept, slot), factor, tokens))
+        return writes
 
-    def _pooled(self, layer: int, split: KV, latents: range) -> dict[int, KV]:
-        """Return the pooled form, (b, k, n, d), of each latent that the policy pools."""
-        plan, pooled = self.plan, {}
-        for factor in sorted({plan.policy.factor(i) for i in latents} - {0, 1}):
-            members = [i for i in latents if plan.policy.factor(i) == factor]
-            chosen = [i - latents.start for i in members]
-            grid = (rearrange(x[:, :, chosen], "b k t (h w) d -> b k t h w d", h=plan.rows) for x in split)
-            cells = self.pool(KV(*grid), factor=factor, layer=layer)
-            for place, latent in enumerate(members):
-                form = KV(*(rearrange(x[:, :, place], "b k h w d -> b k (h w) d") for x in cells))
-                pooled[latent] = self._placed(form, [latent], factor=factor)
-        return pooled
+    def _tokens_of(self, latent: int, latents: range, *, factor: int) -> slice:
+        """Return where a latent lies among the latents of its block that have a form of this factor."""
+        size = self.plan.tokens_per_latent if factor == 1 else self.plan.cells(latent)
+        start = self._members(latents, factor).index(latent) * size
+        return slice(start, start + size)
 
-    def _placed(self, kv: KV, times: Sequence[int], *, factor: int = 1) -> KV:
-        """Rotate keys at their places, unless places may move: then they are rotated on reading."""
-        if self.plan.policy.repositions:
-            return kv
-        table = self._table_of(cell_positions(times, self.plan.rows, self.plan.columns, factor=factor))
-        return KV(apply_rope(kv.k, table), kv.v)
+    def _members(self, latents: range, factor: int) -> list[int]:
+        return [i for i in latents if factor == 1 or self.plan.policy.factor(i) == factor]
 
-    @staticmethod
-    def _put(target: KV, layer: int, rows: slice, at: slice, kv: KV) -> None:
-        target.k[layer, rows, :, at] = kv.k
-        target.v[layer, rows, :, at] = kv.v
+    def _tables(self, latents: range) -> dict[int, Tensor | None]:
+        """Return the rotary table of each form of a block: full (1), and each factor that it is pooled by.
+
+        None if places may still move: then keys are stored as they are and rotated on reading.
+        """
+        plan, tables = self.plan, dict[int, Tensor | None]()
+        for factor in sorted({1, *map(plan.policy.factor, latents)} - {0}):
+            members = self._members(latents, factor)
+            positions = cell_positions(members, plan.rows, plan.columns, factor=factor)
+            tables[factor] = None if plan.policy.repositions else self._table_of(positions)
+        return tables
+
+    def _forms(self, layer: int, kv: KV, latents: range, tables: dict[int, Tensor | None]) -> dict[int, KV]:
+        """Return the full form (1) and the pooled ones of a block, (b, k, n, d) each, latent after latent."""
+        forms = {}
+        for factor, table in tables.items():
+            k, v = kv if factor == 1 else self._pooled(layer, kv, latents, factor)
+            forms[factor] = KV(k if table is None else apply_rope(k, table), v)
+        return forms
+
+    def _pooled(self, layer: int, kv: KV, latents: range, factor: int) -> KV:
+        chosen = [i - latents.start for i in self._members(latents, factor)]
+        split = "b k (t h w) d -> b k t h w d"
+        grid = (rearrange(x, split, h=self.plan.rows, w=self.plan.columns)[:, :, chosen] for x in kv)
+        cells = self.pool(KV(*grid), factor=factor, layer=layer)
+        return KV(*(rearrange(x, "b k t h w d -> b k (t h w) d") for x in cells))
+
+
+class _Write(NamedTuple):
+    """One copy: tokens of the form of a factor into a buffer, in every layer."""
+
+    target: KV
+    rows: slice
+    at: slice
+    factor: int
+    tokens: slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +352,8 @@ class MemoryView:
     def layer(self, index: int) -> MemoryLayer:
         if self.memory.latents != self.latents:
             raise ValueError(
-                f"This view was taken at {self.latents} latents; the memory holds {self.memory.latents}. Take a "
-                "view for every pass."
+                f"This view was taken at {self.latents} latents; the memory holds {self.memory.latents}. Take "
+                "a view for every pass."
             )
         return MemoryLayer(view=self, index=index)
 

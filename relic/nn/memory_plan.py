@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -132,7 +133,7 @@ class MemoryPlan:
         tokens = self.tokens(latents) + self._staged_tokens(latents)
         return 2 * self.layers * batch * self.heads * self.head_width * dtype.itemsize * tokens
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The horizon, or for a stream without an end a length after which no size changes any more."""
         if self.num_latents is not None:
@@ -141,12 +142,12 @@ class MemoryPlan:
         # after a period of blocks, every kind of block has been in the window
         return 1 + room + self.ring + self.block_latents * (1 + self.policy.period)
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """Tokens of the main buffer: the most that a block sees, itself included."""
         return self.tokens(self.longest)
 
-    @property
+    @cached_property
     def staged_tokens(self) -> int:
         """Tokens of the staging buffer: pooled forms of the blocks in the window."""
         return self._staged_tokens(self.longest)

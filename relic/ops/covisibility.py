@@ -1,7 +1,8 @@
 """How much of what one camera sees another one sees: frustum overlap, from poses alone.
 
-Depth is not known, so points are spread through the view of the current camera, at a few distances in units of
-d̄ (a step; rooms are some 10 to 100 steps wide), and counted where they fall into the other camera's picture.
+Depth is not known, so points are spread through the view of the current camera, at a few distances in units
+of d̄ (a step; rooms are some 10 to 100 steps wide), and counted where they fall into the other camera's
+picture.
 """
 
 from __future__ import annotations

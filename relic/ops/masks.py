@@ -1,8 +1,9 @@
 """Who sees whom, when a whole clip passes through a network at once.
 
-Keys are [full | pooled]: all tokens of the pass, then the cells of every latent that the policy pools. Queries
-are the tokens of the pass, which teacher forcing packs as [clean | noisy]. Masks are the oracle that cached and
-blockwise attention are tested against; they cost the square of the clip, and nothing computes with them.
+Keys are [full | pooled]: all tokens of the pass, then the cells of every latent that the policy pools.
+Queries are the tokens of the pass, which teacher forcing packs as [clean | noisy]. Masks are the oracle that
+cached and blockwise attention are tested against; they cost the square of the clip, and nothing computes with
+them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Segment(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """A pass over blocks. times: index in the clip of each latent of the pass; segments in order of queries."""
+    """A pass over blocks. times: index in the clip of each latent; segments: in order of queries."""
 
     times: tuple[int, ...]
     segments: tuple[Segment, ...]

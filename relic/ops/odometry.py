@@ -34,7 +34,9 @@ class Odometry(NamedTuple):
 
 
 def advance(odometry: Odometry, actions: Tensor) -> tuple[Odometry, Tensor]:
-    """Walk on by actions (b, f, 13): return where the stream stands then, and c2w (b, f, 4, 4) float64, in d̄."""
+    """Walk on by actions (b, f, 13): return where the stream stands then, and c2w (b, f, 4, 4) float64, in
+    d̄.
+    """
     motion = torch.cat([odometry.motion, decode_actions(actions.cpu())], dim=1)
     walked, carry, poses = odometry.motion.shape[1], odometry.carry, []
     while motion.shape[1] >= REORTHONORMALISE_EVERY:

@@ -1,7 +1,8 @@
 """What a memory keeps of the past: policies as values, and the plan they make, a pure function of indices.
 
-Latents come in blocks: block 0 is the image latent alone, block b >= 1 the next `block_latents` latents. A query
-in block b sees the latents of the window that ends with b in full, and of each older latent i what `factor(i)`
+Latents come in blocks: block 0 is the image latent alone, block b >= 1 the next `block_latents` latents. A
+query in block b sees the latents of the window that ends with b in full, and of each older latent i what
+`factor(i)`
 says: nothing (0), all of it (1), or cells of factor x factor tokens averaged to one. Masks, pictures and the
 memory itself read the plan from here.
 """
@@ -161,8 +162,8 @@ class Compressed(Policy):
         least = self.window + max(firsts) + 1
         if self.max_latents < least:
             raise ValueError(
-                f"max_latents={self.max_latents} must leave a latent of each factor of the schedule beside the "
-                f"image behind a window of {self.window}; use at least {least}."
+                f"max_latents={self.max_latents} must leave a latent of each factor of the schedule beside "
+                f"the image behind a window of {self.window}; use at least {least}."
             )
 
     @property
@@ -225,7 +226,7 @@ def block_that_ends(latents: int, *, block_latents: int) -> int:
 
 
 def window_blocks(policy: Policy, *, block_latents: int) -> int:
-    """Return the length of the window in blocks. A policy that keeps everything needs the current one only."""
+    """Return the length of the window in blocks; where all is kept in full, the current block alone."""
     return 1 if policy.span is None else policy.span // block_latents
 
 
@@ -238,7 +239,8 @@ def window_start(policy: Policy, block: int, *, block_latents: int) -> int:
 def factors_seen(
     policy: Policy, block: int, *, block_latents: int, kept: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-    """Return how a query in `block` sees each latent up to the end of its block: 0 not, 1 in full, else pooled.
+    """Return how a query in `block` sees each latent up to the end of its block: 0 not, 1 in full, else
+    pooled.
 
     kept: latents kept behind the window, from `admit`, for policies that choose by pose; by default every one
     that the policy keeps.
@@ -248,7 +250,8 @@ def factors_seen(
     if kept is None:
         if policy.repositions and policy.room is not None and start > policy.room:
             raise ValueError(
-                f"Block {block} comes after latents were given up by pose (max_latents); say which are `kept`."
+                f"Block {block} comes after latents were given up by pose (max_latents); say which are "
+                "`kept`."
             )
         kept = tuple(range(start))
     older = tuple(policy.factor(i) if i in kept else 0 for i in range(start))
@@ -260,8 +263,8 @@ def admit(
 ) -> tuple[int, ...]:
     """Return what is kept behind the window once `latent` has left it, one latent a slot.
 
-    A latent takes a fresh slot while there is room, and then the slot of the least co-visible latent of its own
-    factor (of equals, the oldest), so that slots never change size. The image latent stays.
+    A latent takes a fresh slot while there is room, and then the slot of the least co-visible latent of its
+    own factor (of equals, the oldest), so that slots never change size. The image latent stays.
 
     covisibility: Overlap of a kept latent with the current pose, in [0, 1]; needed once room is short.
     """

@@ -1,4 +1,4 @@
-"""What the tests of memory, forcing and rollout share: a small causal network, clips, and a stream over them."""
+"""What tests of memory, forcing and rollout share: a small causal network, clips, a stream over them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,17 @@ from relic.nn.memory import Compressed, Full, SinkWindow, Window
 from relic.ops.actions import controls_of
 from relic.ops.masks import forcing_mask, pack
 from tests.nn.streams import (
-    COLUMNS, CONTROLLED, ROWS, clip, levels, memory_of, network, normal, part, plan_of, stream,
+    COLUMNS,
+    CONTROLLED,
+    ROWS,
+    clip,
+    levels,
+    memory_of,
+    network,
+    normal,
+    part,
+    plan_of,
+    stream,
 )  # fmt: skip
 from tests.nn.test_memory import SHORT, SecondToken, assert_near, masked
 
@@ -27,8 +37,8 @@ def inputs(forcing: str, *, block_latents: int = 4) -> dict:
     start = 1 if forcing == "teacher" else known
     noisy = clip(13, seed=7)[:, start:]
     return {
-        "noisy": noisy, "clean": latents[:, :known], "sigma": sigma[:, start:], "text": normal(2, 3, 6, seed=9),
-        "controls": None, "forcing": forcing,
+        "noisy": noisy, "clean": latents[:, :known], "sigma": sigma[:, start:],
+        "text": normal(2, 3, 6, seed=9), "controls": None, "forcing": forcing,
     }  # fmt: skip
 
 
@@ -53,7 +63,8 @@ def test_blockwise_attention_equals_the_mask(forcing, policy, block_latents):
     net, given = network(), inputs(forcing, block_latents=block_latents)
     plan = plan_of(policy, latents=13, block_latents=block_latents)
     assert_near(
-        forced_velocity(net, **given, plan=plan), oracle(net, given, policy=policy, block_latents=block_latents)
+        forced_velocity(net, **given, plan=plan),
+        oracle(net, given, policy=policy, block_latents=block_latents),
     )
 
 
@@ -68,7 +79,7 @@ def test_gradients_through_the_prefix_are_those_of_the_mask_and_not_zero(forcing
         given["clean"].requires_grad_(True)
         (run(net, given) * clip(13, seed=3)[:, 13 - given["noisy"].shape[1] :]).sum().backward()
         results.append([given["clean"].grad, *(p.grad for p in net.parameters())])
-    # clean latents reach the noisy outputs through their keys and values alone; the image behind the window too
+    # clean latents reach the noisy outputs through their keys and values alone, behind the window too
     assert results[0][0].abs().amax((0, 2, 3, 4)).min() > 1e-5
     for ours, truth in zip(*results, strict=True):
         assert (ours - truth).abs().max() <= 1e-9 * truth.abs().max()
@@ -100,7 +111,11 @@ def test_a_noisy_block_after_a_clean_prefix_is_what_a_stream_would_compute(polic
 
 def test_every_block_of_teacher_forcing_is_hybrid_forcing_of_that_block_alone():
     net, text, actions = network(CONTROLLED), normal(2, 3, 6), torch.rand(2, 49, 13).double()
-    controls, sigma, plan = controls_of(actions), levels(13)[:, 1:], plan_of(Compressed(window=4, schedule=SHORT), latents=13)
+    controls, sigma, plan = (
+        controls_of(actions),
+        levels(13)[:, 1:],
+        plan_of(Compressed(window=4, schedule=SHORT), latents=13),
+    )
     clean, noisy = clip(13), clip(12, seed=7)
     shared = {"text": text, "plan": plan}
     packed = forced_velocity(
@@ -110,7 +125,7 @@ def test_every_block_of_teacher_forcing_is_hybrid_forcing_of_that_block_alone():
         at = slice(start - 1, start + 3)
         alone = forced_velocity(
             net, noisy[:, at], clean=clean[:, :start], sigma=sigma[:, at], forcing="hybrid",
-            controls=part(controls, range(0, 1))._replace(
+            controls=part(controls, range(1))._replace(
                 actions=actions[:, : 4 * start + 13], poses=controls.poses[:, : 4 * start + 13]
             ), **shared,
         )  # fmt: skip

@@ -12,7 +12,17 @@ from relic.ops.masks import memory_mask
 from relic.ops.pooling import pool_cells
 from relic.ops.retention import SCHEDULE, factors_seen
 from tests.nn.streams import (
-    COLUMNS, CONTROLLED, ROWS, SMALL, clip, levels, memory_of, network, normal, plan_of, stream,
+    COLUMNS,
+    CONTROLLED,
+    ROWS,
+    SMALL,
+    clip,
+    levels,
+    memory_of,
+    network,
+    normal,
+    plan_of,
+    stream,
 )  # fmt: skip
 from tests.reference import memory as reference
 
@@ -37,7 +47,8 @@ def masked(net, latents, sigma, text, *, policy, mask, times=None, key_times=Non
     return torch.stack(
         [
             reference.forward(
-                dict(net.named_parameters()), latents[i], sigma[i], text[i], heads=2, depth=2, text_length=3, freq_width=32,
+                dict(net.named_parameters()), latents[i], sigma[i], text[i], heads=2, depth=2,
+                text_length=3, freq_width=32,
                 times=times, factors=factors, mask=mask[i] if mask.ndim == 3 else mask,
                 key_times=None if key_times is None else key_times[i],
             )
@@ -196,7 +207,7 @@ def test_the_pooling_operator_is_replaceable():
     assert torch.equal(plain[:, :5], other[:, :5]) and (plain - other)[:, -1].abs().max() > 1e-5
 
 
-# -- bounded memory ----------------------------------------------------------------------------------------------
+# -- bounded memory ------------------------------------------------------------------------------------------
 
 
 def turning(latents: int, *, degrees: float = 11.0, batch: int = 1) -> torch.Tensor:
@@ -300,7 +311,7 @@ def test_before_anything_is_given_up_a_bounded_stream_equals_an_unbounded_one():
     assert_near(bounded, free)
 
 
-# -- errors ------------------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A slow causal DiT in one masked pass over a clip: the plain oracle of cached and blockwise attention.
 
-Functions over a state dict, in float64, one sample at a time. Keys are [full | pooled]; who sees whom is a mask
-that is handed in. Imports nothing from relic.nn or relic.rollout.
+Functions over a state dict, in float64, one sample at a time. Keys are [full | pooled]; who sees whom is a
+mask that is handed in. Imports nothing from relic.nn or relic.rollout.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def forward(sd, latents, sigma, text, *, heads, depth, text_length, times, facto
 
     latents: (t, c, h, w); sigma: (t,); text: (n, text_width); times: (t,) place of each latent; factors: (t,)
     pooling factor of each, 0 or 1 for none; mask: bool (queries, [full | pooled]).
-    key_times: for streams that re-map places, a list of (latents of a query block, places (t,) of all latents as
-    that block sees them); its queries and keys are rotated so.
+    key_times: for streams that re-map places, a list of (latents of a query block, places (t,) of all latents
+    as that block sees them); its queries and keys are rotated so.
     """
     frames, channels, height, width = latents.shape
     rows, columns = height // 2, width // 2

@@ -1,0 +1,61 @@
+import pytest
+
+from relic.ops.retention import (
+    Compressed,
+    Full,
+    SinkWindow,
+    Window,
+    admit,
+    block_range,
+    block_that_ends,
+    factors_seen,
+    window_start,
+)  # fmt: skip
+
+
+def test_the_image_is_a_block_of_its_own():
+    assert [list(block_range(b, block_latents=2)) for b in range(3)] == [[0], [1, 2], [3, 4]]
+    assert [block_that_ends(n, block_latents=2) for n in (1, 3, 5)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Full(), [1] * 13),
+        (Window(latents=4), [0] * 9 + [1] * 4),
+        (Window(latents=8), [0] * 5 + [1] * 8),
+        (SinkWindow(sink=1, window=4), [1] + [0] * 8 + [1] * 4),
+        (Compressed(window=4), [1, 4, 2, 4, 4, 4, 2, 4, 4] + [1] * 4),
+        (Compressed(window=8), [1, 4, 2, 4, 4] + [1] * 8),
+    ],
+)
+def test_what_the_third_block_of_four_sees(policy, expected):
+    assert list(factors_seen(policy, 3, block_latents=4)) == expected
+
+
+def test_a_window_counts_the_current_block_and_grows_to_its_length():
+    starts = [window_start(Window(latents=8), b, block_latents=4) for b in range(5)]
+    assert starts == [0, 0, 1, 5, 9]
+
+
+def test_a_latent_keeps_its_slot_until_one_of_its_factor_takes_it():
+    policy = Compressed(window=4, schedule=(1, 2), max_latents=9)
+    kept: tuple[int, ...] = ()
+    for latent in range(5):
+        kept = admit(policy, kept, latent)
+    assert kept == (0, 1, 2, 3, 4)
+    overlap = {0: 0.0, 1: 0.4, 2: 0.9, 3: 0.3, 4: 0.8}
+    assert admit(policy, kept, 5, covisibility=overlap.__getitem__) == (0, 1, 2, 5, 4)
+    assert admit(policy, kept, 6, covisibility=overlap.__getitem__) == (0, 1, 2, 3, 6)  # the image stays
+    assert admit(policy, kept, 7, covisibility=lambda _: 0.0) == (0, 7, 2, 3, 4)  # of equals, the oldest
+
+
+def test_who_is_kept_must_be_said_once_it_depends_on_poses():
+    policy = Compressed(window=4, schedule=(1, 2), max_latents=9)
+    assert factors_seen(policy, 2, block_latents=4) == (1, 2, 1, 2, 1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="Block 3 comes after latents were given up"):
+        factors_seen(policy, 3, block_latents=4)
+    seen = factors_seen(policy, 3, block_latents=4, kept=(0, 1, 8, 7, 4))
+    assert seen == (1, 2, 0, 0, 1, 0, 0, 2, 1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="All 5 slots are taken: give poses"):
+        admit(policy, (0, 1, 2, 3, 4), 5)
