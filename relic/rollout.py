@@ -131,6 +131,8 @@ class Rollout:
             raise ValueError(
                 f"exit_step={exit_step} must be one of the {sampler.steps} steps, 0 to {sampler.steps - 1}."
             )
+        if memory.latents:
+            raise ValueError(f"The memory holds {memory.latents} latents of another stream: reset it first.")
         self.net, self.memory, self.noise = net, memory, noise
         self.sampler, self.exit_step = sampler, exit_step
         self._odometry: Odometry | None = None
@@ -258,7 +260,7 @@ class Rollout:
         return size, TIME_STRIDE * size if block else 1
 
     def _steer(self, actions: Tensor) -> tuple[Controls, Tensor]:
-        """Walk on; return what the network is given, and the pose (b, t, 4, 4) of each latent's last frame."""
+        """Walk on; return what the network is given, and c2w (b, t, 4, 4) of each latent's last frame."""
         odometry = self._odometry or Odometry.origin(len(actions))
         self._odometry, c2w = advance(odometry, actions)
         device = self.memory.device

@@ -275,6 +275,10 @@ def test_settings_that_cannot_work_are_refused():
         FewSteps(shift=0.5)
     with pytest.raises(ValueError, match="context='noised' must be"):
         FewSteps(context="noised")
+    used = rollout_of()
+    used.prefill(IMAGE, actions(1), text=TEXT)
+    with pytest.raises(ValueError, match="holds 1 latents of another stream"):
+        Rollout(network(), used.memory, noise=KeyedNoise((1, 2)))
     with pytest.raises(ValueError, match="exit_step=4 must be one of the 4 steps, 0 to 3"):
         rollout_of(exit_step=4)
 

@@ -19,7 +19,7 @@ from relic.nn.context import KV, Context, Fresh, LayerContext, Prompt
 from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
 from relic.ops.flow import timestep_of
 from relic.ops.pooling import cell_positions
-from relic.ops.rope import apply_rope, grid_positions, rope_table
+from relic.ops.rope import apply_rope, rope_table
 from relic.types import PATCH, Controls
 
 __all__ = ["DiT", "DiTConfig"]
@@ -225,6 +225,10 @@ class Block(nn.Module):
         x = x + self.cross_attn(self.norm3(x).to(dtype), text)
         return x + m[5] * self.ffn((self.norm2(x) * (1 + m[4]) + m[3]).to(dtype)), fresh
 
+    def read(self, text: Tensor) -> KV:
+        """Return a prompt (b, n, d) as this block reads it."""
+        return self.cross_attn.read(text)
+
 
 class Head(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
@@ -330,22 +334,20 @@ class DiT(nn.Module):
         pixels = rearrange(latents, "b t c h w -> b c t h w").to(self.patch_embedding.weight.dtype)
         tokens = self.patch_embedding(pixels)
         x = at_least_float32(rearrange(tokens, "b d t h w -> b t (h w) d"))
-        positions = grid_positions(latents.shape[1], rows, columns, start=start)
-        if memory is not None:
-            if len(memory.times) != latents.shape[1]:
-                raise ValueError(
-                    f"The pass holds {latents.shape[1]} latents; this memory's next block is {memory.times}."
-                )
-            positions, start = cell_positions(memory.times, rows, columns), memory.times[0]
+        times = range(start, start + latents.shape[1]) if memory is None else memory.times
+        if len(times) != latents.shape[1]:
+            raise ValueError(
+                f"The pass holds {latents.shape[1]} latents; the memory's next block is {times}."
+            )
         rope = rope_table(
-            positions,
+            cell_positions(times, rows, columns),
             head_width=self.config.head_width,
             factor=self.config.rope_factor,
         ).to(latents.device, x.dtype)
         prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
         states = None
         if controls is not None and self.control is not None:
-            states = self.control(controls, starts_clip=start == 0)
+            states = self.control(controls, starts_clip=times[0] == 0)
         kept: list[KV] = []
         for i, (block, prompt) in enumerate(zip(self.blocks, prompts, strict=True)):
             past = None if memory is None else memory.layer(i)
@@ -360,7 +362,7 @@ class DiT(nn.Module):
     def read(self, text: Tensor) -> Prompt:
         """Return a prompt (b, n, text_width) as cross-attention reads it, to be passed as `text`."""
         embedded = self.embed_text(text)
-        return Prompt(tuple(block.cross_attn.read(embedded) for block in self.blocks))  # type: ignore[union-attr, operator]
+        return Prompt(tuple(block.read(embedded) for block in self.blocks))  # type: ignore[operator]
 
     def embed_levels(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Embed noise levels (b, t): for the head (b, t, d), and for the blocks (b, t, 6, d), float32 at

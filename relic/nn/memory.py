@@ -76,7 +76,7 @@ class Memory:
         self._staged = KV(buffer(plan.staged_tokens), buffer(plan.staged_tokens))
         # choosing by pose, every sample keeps latents of its own; else one row of the plan holds for all
         self._rows = [slice(i, i + 1) for i in range(batch)] if plan.policy.repositions else [slice(None)]
-        self._latents, self._length = 0, 0
+        self._latents, self._length, self._version = 0, 0, 0
         self._kept: list[tuple[int, ...]] = [()] * len(self._rows)
         self._poses: dict[int, Tensor] = {}  # of each latent held, (b, 4, 4)
         self._table: Tensor | None = None  # for reading, until the next commit
@@ -127,13 +127,12 @@ class Memory:
 
     def view(self, *, fresh: bool = False) -> MemoryView:
         """Return what the next block attends to; `fresh` asks for its own keys and values, to commit."""
-        return MemoryView(memory=self, times=self._times_of_next(), fresh=fresh, latents=self._latents)
+        return MemoryView(memory=self, times=self._times_of_next(), fresh=fresh, version=self._version)
 
     def _times_of_next(self) -> tuple[int, ...]:
-        behind = (
-            len(self._kept[0]) + min(self._latents, self.plan.ring) if self.plan.policy.repositions else None
-        )
-        start = self._latents if behind is None else behind
+        start = self._latents
+        if self.plan.policy.repositions:  # places are those among what is held
+            start = len(self._kept[0]) + min(self._latents, self.plan.ring)
         return tuple(range(start, start + len(self.plan.block(self.block))))
 
     def _joined(self, layer: int, current: KV) -> KV:
@@ -198,13 +197,14 @@ class Memory:
             for write in writes:
                 for target, form in zip(write.target, forms[write.factor], strict=True):
                     target[layer, write.rows, :, write.at] = form[write.rows, :, write.tokens]
-        self._latents, self._table = latents.stop, None
+        self._latents, self._table, self._version = latents.stop, None, self._version + 1
         self._length = plan.window_tokens(latents.stop) + plan.slot_start(self._kept[0], len(self._kept[0]))
 
     def reset(self) -> None:
         """Forget everything."""
         self._latents, self._length, self._poses, self._table = 0, 0, {}, None
         self._kept = [()] * len(self._rows)
+        self._version += 1
 
     def fork(self) -> Memory:
         """Return an independent copy."""
@@ -342,19 +342,14 @@ class _Write(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryView:
-    """A memory as one pass over the next block reads it: a `Context`. It holds until the next commit."""
+    """A memory as one pass over the next block reads it: a `Context`, valid until the next commit."""
 
     memory: Memory
     times: tuple[int, ...]
     fresh: bool
-    latents: int
+    version: int
 
     def layer(self, index: int) -> MemoryLayer:
-        if self.memory.latents != self.latents:
-            raise ValueError(
-                f"This view was taken at {self.latents} latents; the memory holds {self.memory.latents}. Take "
-                "a view for every pass."
-            )
         return MemoryLayer(view=self, index=index)
 
 
@@ -366,6 +361,12 @@ class MemoryLayer:
     index: int
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
-        keys, values = self.view.memory._joined(self.index, KV(apply_rope(k, rope), v))
+        memory = self.view.memory
+        if memory._version != self.view.version:
+            raise ValueError(
+                f"The memory changed ({memory.latents} latents now) after this view was taken: take a view "
+                "for every pass, and with activation checkpointing run the backward pass before the next commit."
+            )
+        keys, values = memory._joined(self.index, KV(apply_rope(k, rope), v))
         out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
         return out.to(v.dtype), KV(k, v) if self.view.fresh else None

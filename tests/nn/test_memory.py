@@ -11,6 +11,7 @@ from relic.ops.covisibility import frustum_overlap
 from relic.ops.masks import memory_mask
 from relic.ops.pooling import pool_cells
 from relic.ops.retention import SCHEDULE, factors_seen
+from relic.parallel import Compute, apply_compute
 from tests.nn.streams import (
     COLUMNS,
     CONTROLLED,
@@ -116,7 +117,7 @@ def test_a_view_is_refused_after_the_next_commit():
     memory = memory_of(Full())
     view = memory.view()
     stream(net, memory, latents[:, :1], sigma, text)
-    with pytest.raises(ValueError, match="taken at 0 latents; the memory holds 1"):
+    with pytest.raises(ValueError, match=r"The memory changed \(1 latents now\) after this view was taken"):
         net(latents[:, :1], sigma=sigma[:, :1], text=text, memory=view)
 
 
@@ -128,6 +129,19 @@ def test_gradients_reach_the_network_through_a_view_while_the_memory_is_constant
     memory.commit(fresh)  # a commit before the backward pass must not disturb it
     velocity.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
+
+
+def test_recomputing_activations_after_a_commit_is_an_error_and_not_a_wrong_gradient():
+    net, latents, sigma, text = network().requires_grad_(True), clip(9), levels(9), normal(2, 3, 6)
+    apply_compute(net.blocks, Compute(checkpoint_activations=True))
+    memory = memory_of(Window(latents=4))
+    stream(net, memory, latents[:, :5], sigma, text)
+    call = {"sigma": sigma[:, 5:], "text": text}
+    net(latents[:, 5:], **call, memory=memory.view())[0].sum().backward()
+    velocity, fresh = net(latents[:, 5:], **call, memory=memory.view(fresh=True))
+    memory.commit(fresh)
+    with pytest.raises(ValueError, match="run the backward pass before the next commit"):
+        velocity.sum().backward()
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
