@@ -336,9 +336,7 @@ class DiT(nn.Module):
         x = at_least_float32(rearrange(tokens, "b d t h w -> b t (h w) d"))
         times = range(start, start + latents.shape[1]) if memory is None else memory.times
         if len(times) != latents.shape[1]:
-            raise ValueError(
-                f"The pass holds {latents.shape[1]} latents; the memory's next block is {times}."
-            )
+            raise ValueError(f"The pass holds {latents.shape[1]} latents; the memory expects {times}.")
         rope = rope_table(
             cell_positions(times, rows, columns),
             head_width=self.config.head_width,

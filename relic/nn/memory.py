@@ -365,7 +365,8 @@ class MemoryLayer:
         if memory._version != self.view.version:
             raise ValueError(
                 f"The memory changed ({memory.latents} latents now) after this view was taken: take a view "
-                "for every pass, and with activation checkpointing run the backward pass before the next commit."
+                "for every pass, and with activation checkpointing run the backward pass before the next "
+                "commit."
             )
         keys, values = memory._joined(self.index, KV(apply_rope(k, rope), v))
         out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
