@@ -6,7 +6,7 @@ from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiTConfig
 from relic.nn.memory import Compressed, Full, Memory, MemoryPlan, SinkWindow, Window
 from relic.nn.text import WordTableConfig
-from relic.ops.actions import controls_of
+from relic.ops.actions import controls_of, integrate
 from relic.ops.flow import add_noise, x0_of
 from relic.rollout import FewSteps, KeyedNoise, Rollout
 from relic.types import ClipSpec
@@ -155,6 +155,27 @@ def test_prefilled_blocks_are_remembered_as_generated_ones_are(context):
         assert error <= 1e-10
     else:  # the last step's input can't be known from its output: it is noised afresh to that level
         assert error > 1e-6
+
+
+def test_true_blocks_are_noised_to_the_level_at_which_generated_ones_are_committed_and_the_image_is_not():
+    net, passes, true = network(), [], normal(2, 5, 2, 6, 10)
+    net.register_forward_pre_hook(
+        lambda module, given, named: passes.append((given[0], named["sigma"])), with_kwargs=True
+    )
+    rollout_of(net, context="last_step").prefill(true, actions()[:, :17], text=TEXT)
+    (image, image_sigma), (block, sigma) = passes
+    assert torch.equal(image, true[:, :1]) and not image_sigma.any()
+    assert (sigma == 0.625).all()
+    drawn = KeyedNoise((11, 12))(block=1, step=3, like=block)
+    assert torch.equal(block, add_noise(true[:, 1:], drawn, sigma=sigma))
+
+
+def test_a_memory_that_chooses_by_pose_is_told_where_each_latent_ends():
+    policy = Compressed(window=4, schedule=(1, 3, 2, 3), max_latents=13)
+    rollout = rollout_of(policy=policy, endless=True, steps=1)
+    generate(rollout, actions(17))
+    poses = torch.stack([rollout.memory._poses[i] for i in range(5)], dim=1)
+    assert torch.equal(poses, integrate(actions(17))[:, ::4])  # frames 0, 4, 8, 12 and 16
 
 
 def test_prefilling_at_once_or_in_parts_is_the_same():

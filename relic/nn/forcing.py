@@ -1,8 +1,8 @@
 """A causal network in training: all blocks in one pass, each seeing what its memory would show it (paper
 §4.4).
 
-No mask: every block has one attention call over its own concatenated keys, which is many times faster than a
-masked call over the clip. Clean blocks pass through the network together with the noisy ones, so that
+No mask: every block has one attention call over its own concatenated keys, so that nothing is computed that a
+mask would throw away. Clean blocks pass through the network together with the noisy ones, so that
 gradients reach the keys and values that a memory would hold, and thereby the writing of memory, its pooling
 included.
 """

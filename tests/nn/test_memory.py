@@ -74,6 +74,19 @@ def test_a_cached_stream_equals_one_masked_pass_over_the_clip(policy, block_late
     assert_near(streamed, masked(net, latents, sigma, text, policy=policy, mask=mask))
 
 
+@pytest.mark.parametrize("policy", [Compressed(window=4, schedule=SHORT), POLICIES[-1]], ids=str)
+def test_a_memory_in_half_precision_serves_a_network_in_single(policy):
+    net, latents, sigma, text = network().float(), clip(13).float(), levels(13), normal(2, 3, 6).float()
+    c2w = torch.eye(4).double().repeat(2, 13, 1, 1)
+    single, half = (
+        stream(net, Memory(plan_of(policy, latents=13), batch=2, dtype=dtype), latents, sigma, text, c2w=c2w)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32
+    error = (half - single).abs().max() / single.abs().max()
+    assert 0 < error < 0.05  # 8 bits of mantissa
+
+
 def test_policies_differ_so_the_oracle_can_tell_them_apart():
     net, latents, sigma, text = network(), clip(13), levels(13), normal(2, 3, 6, seed=9)
     distinct = [Full(), Window(latents=4), SinkWindow(sink=1, window=4), Compressed(window=4, schedule=SHORT)]
