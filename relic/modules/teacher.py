@@ -103,7 +103,7 @@ class TeacherExtension(RelicModule):
         super().configure_model()
 
     def prepare_for_training(self, net: Any) -> None:
-        apply_compute(net.dit.blocks, self.compute)
+        apply_compute(net.dit, self.compute)
 
     def export_config(self) -> Mapping[str, Any]:
         return {

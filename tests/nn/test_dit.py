@@ -4,6 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from relic.nn.control import ControlConfig
 from relic.nn.dit import DiT, DiTConfig
@@ -133,15 +134,41 @@ def test_each_latent_frame_reads_its_own_noise_level():
         assert torch.equal(before[:, :2], after[:, :2]) and not torch.equal(before[:, 2], after[:, 2])
 
 
-def test_activation_checkpointing_keeps_values_gradients_and_names():
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_activation_checkpointing_keeps_values_gradients_and_names(checkpointing):
     plain, saving = randomised(SMALL), randomised(SMALL)
     names = list(plain.state_dict())
-    apply_compute(saving.blocks, Compute(checkpoint_activations=True))
+    apply_compute(saving, Compute(checkpointing=checkpointing))
     assert list(saving.state_dict()) == names
     for net in (plain, saving):
         net(**inputs()).square().sum().backward()
     for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12)
+
+
+def test_selective_checkpointing_repeats_the_widening_product_only_and_full_the_whole_block():
+    operations = {}
+    for checkpointing in ("none", "selective", "full"):
+        net, batch = randomised(SMALL, dtype=torch.float32), inputs(dtype=torch.float32)
+        apply_compute(net, Compute(checkpointing=checkpointing))
+        with FlopCounterMode(display=False) as counter:
+            net(**batch).square().sum().backward()
+        operations[checkpointing] = counter.get_total_flops()
+    tokens = 2 * 3 * 2 * 3
+    widening = 2 * tokens * SMALL.width * SMALL.ffn * SMALL.depth
+    assert operations["selective"] - operations["none"] == widening
+    assert operations["full"] - operations["none"] > 3 * widening
+
+
+def test_a_half_precision_residual_stream_stays_near_the_exact_one():
+    net = randomised(SMALL, dtype=torch.float32).to(torch.bfloat16)
+    batch = inputs(dtype=torch.float32)
+    exact = randomised(SMALL, dtype=torch.float32)(**batch)
+    errors = {}
+    for residual in ("float32", "bfloat16"):
+        apply_compute(net, Compute(residual=residual))
+        errors[residual] = (net(**batch) - exact).norm() / exact.norm()
+    assert errors["float32"] < errors["bfloat16"] < 0.05
 
 
 def test_wrong_inputs_are_named():
@@ -158,3 +185,20 @@ def test_wrong_inputs_are_named():
         )
     with pytest.raises(ValueError, match="width=50"):
         dataclasses.replace(SMALL, width=50, heads=4)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_share_one_graph_and_change_little_with_checkpointing_inside():
+    counters = torch._dynamo.utils.counters
+    results = []
+    for plan in (Compute(), Compute(checkpointing="selective", compile_blocks=True)):
+        torch.compiler.reset()
+        counters.clear()
+        net, batch = randomised(SMALL, dtype=torch.float32), inputs(dtype=torch.float32)
+        apply_compute(net, plan)
+        out = net(**batch)
+        out.square().sum().backward()
+        results.append([out, *(parameter.grad for parameter in net.parameters())])
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    for plain, compiled in zip(*results, strict=True):
+        assert (plain - compiled).norm() <= 1e-4 * plain.norm()
