@@ -60,9 +60,7 @@ def checkpointed(forward: Callable[..., Any], *, selective: bool) -> Callable[..
     """Return `forward` with activation checkpointing round it."""
     kept: dict[str, Any] = {"context_fn": keep_what_is_dear} if selective else {}
 
-    def run(
-        *args: Any, **kwargs: Any
-    ) -> Any:  # a frame of its own: the compiler enters it, a partial it skips
+    def run(*args: Any, **kwargs: Any) -> Any:  # the compiler enters a function, but skips a partial
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kept, **kwargs)
 
     return run
