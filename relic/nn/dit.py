@@ -310,15 +310,19 @@ class DiT(nn.Module):
         """Embed noise levels (b, t): for the head (b, t, d), and for the blocks (b, t, 6, d), float32 at
         least.
         """
-        half = self.config.freq_width // 2
-        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=sigma.device) / half)
-        angles = timestep_of(sigma.double())[..., None] * rates
         dtype = torch.promote_types(next(self.time_embedding.parameters()).dtype, torch.float32)
-        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        sinusoid = self.sinusoid(sigma).to(dtype)
         with torch.autocast(sigma.device.type, enabled=False):
             level = _in_dtype(self.time_embedding, sinusoid)
             levels = _in_dtype(self.time_projection, level)
         return level, rearrange(levels, "b t (m d) -> b t m d", m=6)
+
+    def sinusoid(self, sigma: Tensor) -> Tensor:
+        """Return the sinusoid of noise levels (b, t) -> (b, t, freq_width), cosines first, in float64."""
+        half = self.config.freq_width // 2
+        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=sigma.device) / half)
+        angles = timestep_of(sigma.double())[..., None] * rates
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Pad prompts (b, n, text_width) with zero rows and embed them, (b, text_length, d)."""

@@ -48,7 +48,8 @@ def test_the_network_equals_a_plain_loop_over_tokens_in_float64():
         assert (rearrange(out[i], "t c h w -> c t h w") - truth).abs().max() <= 1e-10 * truth.abs().max()
 
 
-def test_the_network_equals_diffusers_with_copied_weights():
+@pytest.mark.parametrize(("sinusoid", "tolerance"), [("theirs", 1e-5), ("ours", 1e-4)])
+def test_the_network_equals_diffusers_with_copied_weights(sinusoid, tolerance):
     diffusers = pytest.importorskip("diffusers")
     net = randomised(SMALL, dtype=torch.float32)
     other = diffusers.WanTransformer3DModel(
@@ -56,6 +57,9 @@ def test_the_network_equals_diffusers_with_copied_weights():
         text_dim=12, freq_dim=256, ffn_dim=96, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
     )  # fmt: skip
     other.load_state_dict({diffusers_name(k): v for k, v in net.state_dict().items()})
+    if sinusoid == "theirs":  # computed in float32, whose rounding the time MLP amplifies; ours is float64
+        steps = other.condition_embedder.timesteps_proj
+        net.sinusoid = lambda sigma: steps(1000 * sigma.flatten()).unflatten(0, sigma.shape)
     batch = inputs(dtype=torch.float32)
     level = torch.full_like(batch["sigma"], 0.437)  # diffusers takes one level per sample here
     ours = net(**{**batch, "sigma": level})
@@ -66,7 +70,7 @@ def test_the_network_equals_diffusers_with_copied_weights():
         encoder_hidden_states=padded,
     ).sample
     error = (rearrange(theirs, "b c t h w -> b t c h w") - ours).abs().max() / ours.abs().max()
-    assert error <= 1e-4  # their sinusoid of the noise level is float32, ours float64
+    assert error <= tolerance
 
 
 def diffusers_name(key: str) -> str:
