@@ -90,14 +90,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[480, 832])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="selective")
+    parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="products")
     parser.add_argument("--residual", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
     print(describe_machine())
     config = NETS[args.net]()
     clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
-    compute = Compute(checkpointing=args.checkpointing, compile_blocks=not args.eager, residual=args.residual)
+    compute = Compute(keep=args.keep, compile_blocks=not args.eager, residual=args.residual)
     gpu = torch.cuda.is_available()
     watch = Stopwatch()
     trainer = Trainer(
@@ -115,7 +115,7 @@ def main() -> None:
     flops = flops_of_a_step(config, parameters=parameters, latents=latents, tokens=tokens, batch=args.batch)
     print(
         f"{args.net}, {parameters / 1e6:.1f} M parameters, batch {args.batch} of {latents} latents at "
-        f"{args.size[0]}x{args.size[1]} ({tokens} tokens), {args.checkpointing} checkpointing, "
+        f"{args.size[0]}x{args.size[1]} ({tokens} tokens), {args.keep} kept, "
         f"{args.residual} residual, {'eager' if args.eager else 'compiled'}"
     )
     print(f"step {seconds:.3f} s, {args.batch * tokens / seconds:,.0f} tokens/s, {flops / 1e12:.0f} TFLOP")

@@ -28,55 +28,71 @@ class HasBlocks(Protocol):
     residual: torch.dtype
 
 
+Keep = Literal["all", "products", "attention", "inputs"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """How blocks are executed; changes no parameter name.
 
     Args:
-        checkpointing: What the forward pass keeps for the backward pass: `none` keeps everything; `selective`
-            keeps the input of each block, what attention returns and the products that are no wider than
-            their input, and computes the rest again; `full` keeps the inputs only.
+        keep: What the forward pass keeps for the backward pass, the rest is computed again: `all`;
+            `products`, which are block inputs, what attention returns and matrix products no wider than their
+            input; `attention`, block inputs and what attention returns; or `inputs`, block inputs only. The
+            two in the middle are called selective activation checkpointing, the last is full checkpointing.
         compile_blocks: Compile each block with torch.compile; blocks of one shape share the compiled code.
         residual: Dtype of the residual stream: `float32`, as the public weights were trained, or `bfloat16`,
             which is faster and rounds more.
+        gather: Dtype in which sharded weights are gathered (`ShardedStrategy`); `bfloat16` halves what is
+            sent.
     """
 
-    checkpointing: Literal["none", "selective", "full"] = "none"
+    keep: Keep = "all"
     compile_blocks: bool = False
     residual: Literal["float32", "bfloat16"] = "float32"
+    gather: Literal["float32", "bfloat16"] = "float32"
 
 
 def apply_compute(net: HasBlocks, plan: Compute) -> None:
     """Apply `plan` to a network and its blocks, in place."""
     net.residual = getattr(torch, plan.residual)
     for block in net.blocks:
-        if plan.checkpointing != "none":
-            block.forward = checkpointed(block.forward, selective=plan.checkpointing == "selective")
+        if plan.keep != "all":
+            block.forward = checkpointed(block.forward, keep=plan.keep)
         if plan.compile_blocks:
             block.forward = torch.compile(block.forward)
 
 
-def checkpointed(forward: Callable[..., Any], *, selective: bool) -> Callable[..., Any]:
+def checkpointed(forward: Callable[..., Any], *, keep: Keep) -> Callable[..., Any]:
     """Return `forward` with activation checkpointing round it."""
-    kept: dict[str, Any] = {"context_fn": keep_what_is_dear} if selective else {}
+    chosen: dict[str, Any] = {} if keep == "inputs" else {"context_fn": CONTEXTS[keep]}
 
     def run(*args: Any, **kwargs: Any) -> Any:  # the compiler enters a function, but skips a partial
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kept, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **chosen, **kwargs)
 
     return run
 
 
-def keep_what_is_dear() -> Any:
-    """Return the contexts of selective checkpointing."""
-    return create_selective_checkpoint_contexts(_choose)
+def keep_attention() -> Any:
+    return create_selective_checkpoint_contexts(_attention)
 
 
-def _choose(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep attention, quadratic in length, and products that are no wider than what they are made of."""
-    if op in ATTENTION:
-        return CheckpointPolicy.MUST_SAVE
+def keep_products() -> Any:
+    return create_selective_checkpoint_contexts(_products)
+
+
+CONTEXTS = {"attention": keep_attention, "products": keep_products}
+
+
+def _attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keep what attention returns: it costs the square of the length to compute again."""
+    return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keep matrix products too, but for those that widen: they are the largest, and no dearer by the byte."""
     if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
         matrix = args[-1]  # (in, out)
         if matrix.shape[1] <= matrix.shape[0]:
             return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    return _attention(context, op, *args, **kwargs)

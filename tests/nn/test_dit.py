@@ -138,11 +138,11 @@ def test_each_latent_frame_reads_its_own_noise_level():
         assert torch.equal(before[:, :2], after[:, :2]) and not torch.equal(before[:, 2], after[:, 2])
 
 
-@pytest.mark.parametrize("checkpointing", ["selective", "full"])
-def test_activation_checkpointing_keeps_values_gradients_and_names(checkpointing):
+@pytest.mark.parametrize("keep", ["products", "attention", "inputs"])
+def test_activation_checkpointing_keeps_values_gradients_and_names(keep):
     plain, saving = randomised(SMALL), randomised(SMALL)
     names = list(plain.state_dict())
-    apply_compute(saving, Compute(checkpointing=checkpointing))
+    apply_compute(saving, Compute(keep=keep))
     assert list(saving.state_dict()) == names
     for net in (plain, saving):
         net(**inputs()).square().sum().backward()
@@ -150,18 +150,29 @@ def test_activation_checkpointing_keeps_values_gradients_and_names(checkpointing
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12)
 
 
-def test_selective_checkpointing_repeats_the_widening_product_only_and_full_the_whole_block():
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def attention_flops(q, k, v, *args, out_shape=None, **kwargs) -> int:
+    """FLOPs from shapes (b, k, n, d); the counter does not know this kernel."""
+    return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+def test_what_is_kept_is_not_computed_again():
     operations = {}
-    for checkpointing in ("none", "selective", "full"):
+    for keep in ("all", "products", "attention", "inputs"):
         net, batch = randomised(SMALL, dtype=torch.float32), inputs(dtype=torch.float32)
-        apply_compute(net, Compute(checkpointing=checkpointing))
-        with FlopCounterMode(display=False) as counter:
+        apply_compute(net, Compute(keep=keep))
+        with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flops}) as counter:
             net(**batch).square().sum().backward()
-        operations[checkpointing] = counter.get_total_flops()
-    tokens = 2 * 3 * 2 * 3
-    widening = 2 * tokens * SMALL.width * SMALL.ffn * SMALL.depth
-    assert operations["selective"] - operations["none"] == widening
-    assert operations["full"] - operations["none"] > 3 * widening
+        operations[keep] = counter.get_total_flops()
+    tokens, prompt, width = 2 * 3 * 2 * 3, 2 * 6, SMALL.width
+    widening = 2 * tokens * width * SMALL.ffn
+    others = widening + 2 * width**2 * (6 * tokens + 2 * prompt)  # q, k, v, o; q, o and k, v of the prompt
+    attention = 4 * width * (tokens * tokens // 2 + tokens * prompt // 2)  # two clips
+    again = {keep: (operations[keep] - operations["all"]) // SMALL.depth for keep in operations}
+    expected = {"all": 0, "products": widening, "attention": widening + others}
+    assert again == {**expected, "inputs": widening + others + attention}
 
 
 def test_a_half_precision_residual_stream_stays_near_the_exact_one():
@@ -195,7 +206,7 @@ def test_wrong_inputs_are_named():
 def test_compiled_blocks_share_one_graph_and_change_little_with_checkpointing_inside():
     counters = torch._dynamo.utils.counters
     results = []
-    for plan in (Compute(), Compute(checkpointing="selective", compile_blocks=True)):
+    for plan in (Compute(), Compute(keep="products", compile_blocks=True)):
         torch.compiler.reset()
         counters.clear()
         net, batch = randomised(SMALL, dtype=torch.float32), inputs(dtype=torch.float32)
