@@ -147,7 +147,7 @@ def layout_of(names: Collection[str], *, path: object) -> Layout:
         raise ValueError(
             f"{path} holds {len(names)} tensors named {shortened(sorted(names), count=3)}, which is no "
             "Wan2.1 DiT: that has blocks.0.self_attn.q.weight, or blocks.0.attn1.to_q.weight from diffusers. "
-            "Give the DiT's folder or file."
+            "Give the DiT's folder or file, or a file of relic's own."
         )
     return layout
 

@@ -71,6 +71,11 @@ def find_weights(path: str | Path) -> Path:
             f"No weights at {path}; fit the stage that writes them first, or give a checkpoint's file or "
             "folder."
         )
+    if (path / "transformer_2").is_dir():
+        raise ValueError(
+            f"{path} is a pipeline of two networks (Wan2.2): transformer for high noise, transformer_2 for low. "
+            "Give the path of one of them."
+        )
     if (path / "transformer").is_dir():
         return find_weights(path / "transformer")
     indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))

@@ -1,6 +1,11 @@
 import dataclasses
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -363,6 +368,48 @@ def test_quantised_weights_are_refused(tmp_path, dtype):
     save_file(tensors, tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=rf"4 tensors of a dtype.*{dtype} in the file, torch.float32 here"):
         loaded(tmp_path / "net.safetensors")
+
+
+def test_a_dtype_that_torch_lacks_is_refused(tmp_path):
+    header = json.dumps({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(ValueError, match=r"x is stored as F4, which cannot be read; known are F64, F32"):
+        loaded(path)
+
+
+def test_a_pipeline_of_two_networks_is_ambiguous(tmp_path):
+    net = plain()
+    for name in ("transformer", "transformer_2"):
+        public(tmp_path / name, net, layout="diffusers")
+    with pytest.raises(ValueError, match=r"two networks \(Wan2.2\).*Give the path of one"):
+        loaded(tmp_path)
+    assert same(loaded(tmp_path / "transformer_2").dit, net)
+
+
+@pytest.mark.slow
+def test_loading_needs_little_more_host_memory_than_the_network(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "benchmarks" / "load.py"), str(tmp_path / "shards")]
+    options = [
+        "--size",
+        "1b",
+        "--depth",
+        "6",
+        "--shards",
+        "4",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--control",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    out = subprocess.run(
+        [*command, *options], check=True, env=env, capture_output=True, text=True, timeout=240
+    ).stdout
+    print(out)
+    assert float(re.search(r"above the target .* GB, ([\d.-]+) of a shard", out)[1]) <= 1.2
 
 
 def test_what_the_layouts_cannot_say_is_not_written(tmp_path):
