@@ -391,22 +391,10 @@ def test_a_pipeline_of_two_networks_is_ambiguous(tmp_path):
 def test_loading_needs_little_more_host_memory_than_the_network(tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, str(root / "benchmarks" / "load.py"), str(tmp_path / "shards")]
-    options = [
-        "--size",
-        "1b",
-        "--depth",
-        "6",
-        "--shards",
-        "4",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--control",
-    ]
+    sizes, kinds = ["--size=1b", "--depth=6", "--shards=4"], ["--dtype=float32", "--control", "--device=cpu"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     out = subprocess.run(
-        [*command, *options], check=True, env=env, capture_output=True, text=True, timeout=240
+        [*command, *sizes, *kinds], check=True, env=env, capture_output=True, text=True, timeout=240
     ).stdout
     print(out)
     assert float(re.search(r"above the target .* GB, ([\d.-]+) of a shard", out)[1]) <= 1.2
