@@ -9,11 +9,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from relic.nn.dit import DiTConfig
 from relic.nn.placing import fresh_values, place
 from relic.nn.tensor_files import (
     Renamed,
@@ -132,14 +133,28 @@ def check_source(source: WeightsSource, *, kind: str) -> None:
     _open(source, kind=kind)
 
 
-def _open(source: WeightsSource, *, kind: str) -> tuple[Path, Tensors, Mapping[str, Any] | None]:
-    """Return file, tensors and the config of our own header, or None for public weights."""
+class _Opened(NamedTuple):
+    """Weights not yet read: file, tensors, and what no shape tells (None where the file doesn't either).
+
+    alone: whether the tensors are those of the DiT alone, as in public files.
+    """
+
+    path: Path
+    tensors: Tensors
+    rope_factor: float | None
+    heads: int | None
+    alone: bool
+
+
+def _open(source: WeightsSource, *, kind: str) -> _Opened:
     path = find_weights(source.path)
     tensors = open_tensors(path, member=source.member)
     header = own_header(path, tensors, kind=kind)
     if header is not None:
-        return path, tensors, header["config"]
-    return path, recognised(path, tensors).tensors, None
+        dit = header["config"].get("dit", {})
+        return _Opened(path, tensors, dit.get("rope_factor"), dit.get("heads"), alone=False)
+    checkpoint = recognised(path, tensors)
+    return _Opened(path, checkpoint.tensors, 1.0, checkpoint.heads, alone=True)
 
 
 def load_weights(
@@ -156,13 +171,13 @@ def load_weights(
         ValueError: With every missing, unexpected and mis-shaped key and what the file is instead; or if it
             is damaged, quantised, or was trained at another YaRN factor.
     """
-    path, tensors, config = _open(source, kind=kind)
-    inner = getattr(module, "dit", None)
-    if config is None and inner is not None:  # public files hold the DiT alone
+    opened = _open(source, kind=kind)
+    tensors = opened.tensors
+    if opened.alone and hasattr(module, "dit"):
         tensors = Renamed(tensors, {name: f"dit.{name}" for name in tensors.entries})
-    _check_rope_factor(module, path, config, source)
     own = module.state_dict()
-    check_fit(path, own, tensors.entries, source=source)
+    check_fit(opened.path, own, tensors.entries, source=source)
+    _check_meaning(module, opened, source)
     lacking = sorted(name for name in own.keys() - tensors.entries.keys() if own[name].is_meta)
     if lacking:
         place(module, fresh_values(module, lacking), device=device)
@@ -209,8 +224,11 @@ def _size_hint(own: Mapping[str, Tensor], entries: Mapping[str, Stored]) -> list
         for name in WanSizes._fields
         if getattr(there, name) != getattr(here, name)
     ]
+    meaning = "It has other sizes"
+    if here.name != there.name:
+        meaning = f"It looks like {there.name}, while this network is {here.name}"
     return [
-        f"It looks like {there.name}, while this network is {here.name}: {'; '.join(differing)}.",
+        f"{meaning}: {'; '.join(differing)}.",
         "Set net to the sizes of the file, or give weights of this size.",
     ]
 
@@ -237,17 +255,19 @@ def _check_dtypes(path: Path, own: Mapping[str, Tensor], entries: Mapping[str, S
         )
 
 
-def _check_rope_factor(
-    module: nn.Module, path: Path, config: Mapping[str, Any] | None, source: WeightsSource
-) -> None:
+def _check_meaning(module: nn.Module, opened: _Opened, source: WeightsSource) -> None:
+    """Compare what weights were trained with and no shape tells."""
     own = getattr(getattr(module, "dit", module), "config", None)
-    factor = getattr(own, "rope_factor", None)
-    if factor is None or source.rope_factor == "restate":
+    if not isinstance(own, DiTConfig):
         return
-    stored = 1.0 if config is None else config["dit"]["rope_factor"]
-    if stored != factor:
+    path, heads, factor = opened.path, opened.heads, opened.rope_factor
+    if heads is not None and heads != own.heads:
         raise ValueError(
-            f"{path} was trained at rope_factor={stored}, this network has {factor}: "
+            f"{path} was trained with {heads} heads, this network has {own.heads}; set net.heads to {heads}."
+        )
+    if factor is not None and factor != own.rope_factor and source.rope_factor == "match":
+        raise ValueError(
+            f"{path} was trained at rope_factor={factor}, this network has {own.rope_factor}: "
             "positions mean something else to it. Set init.rope_factor: restate to take the weights over "
             "on purpose."
         )

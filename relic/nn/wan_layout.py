@@ -53,6 +53,16 @@ class Checkpoint:
     def sizes(self) -> WanSizes | None:
         return sizes_of(self.tensors.entries)
 
+    @property
+    def heads(self) -> int | None:
+        """Attention heads that its config.json says."""
+        config = self.config or {}
+        return config.get("num_attention_heads" if self.is_diffusers_config else "num_heads")
+
+    @property
+    def is_diffusers_config(self) -> bool:
+        return (self.config or {}).get("_class_name") == "WanTransformer3DModel"
+
 
 def find_weights(path: str | Path) -> Path:
     """Return the one file that names all weights of `path`: an index of shards, safetensors or torch.
@@ -73,8 +83,8 @@ def find_weights(path: str | Path) -> Path:
         )
     if (path / "transformer_2").is_dir():
         raise ValueError(
-            f"{path} is a pipeline of two networks (Wan2.2): transformer for high noise, transformer_2 for low. "
-            "Give the path of one of them."
+            f"{path} is a pipeline of two networks (Wan2.2): transformer and transformer_2, for high and low "
+            "noise. Give the path of one of them."
         )
     if (path / "transformer").is_dir():
         return find_weights(path / "transformer")
@@ -194,8 +204,7 @@ def public_config(checkpoint: Checkpoint) -> DiTConfig:
             f"{checkpoint.path} lacks a tensor that tells its sizes (patch_embedding.weight, "
             "text_embedding.0.weight, time_embedding.0.weight, blocks.*.ffn.0.weight). Copy it again."
         )
-    theirs = checkpoint.config is not None and config["_class_name"] == "WanTransformer3DModel"
-    heads = config.get("num_attention_heads" if theirs else "num_heads")
+    theirs, heads = checkpoint.is_diffusers_config, checkpoint.heads
     said = {
         "width": config.get("dim"),
         "depth": config.get("num_layers"),

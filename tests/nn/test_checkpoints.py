@@ -294,6 +294,16 @@ def test_weights_of_another_size_are_called_by_name(tmp_path):
     assert "cross_attn.norm_q.weight: (64,) in the file, (32,) here" in text
 
 
+def test_another_number_of_heads_is_refused_though_shapes_agree(tmp_path):
+    more = dataclasses.replace(PLAIN, heads=4)
+    for layout in ("original", "diffusers"):
+        with pytest.raises(ValueError, match=r"trained with 2 heads, this network has 4; set net.heads to 2"):
+            loaded(public(tmp_path / layout, plain(), layout=layout), more)
+    source = written(tmp_path / "w.safetensors", Denoiser(PLAIN))
+    with pytest.raises(ValueError, match="trained with 2 heads"):
+        loaded(source.path, more)
+
+
 def test_damaged_and_missing_shards_are_named_before_anything_is_loaded(tmp_path):
     folder = public(tmp_path / "wan", plain(), shard_bytes=20_000)
     source = WeightsSource(path=str(folder))

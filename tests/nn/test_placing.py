@@ -74,6 +74,18 @@ def test_fresh_values_are_those_of_a_fresh_network_and_leave_the_rest_alone():
     assert all(torch.equal(p, kept[name]) for name, p in filled_net.named_parameters())
 
 
+def test_only_what_is_lacking_takes_memory_while_it_is_drawn():
+    class Watched(Denoiser):
+        def reset_parameters(self) -> None:
+            self.in_memory = {name for name, p in self.named_parameters() if not p.is_meta}
+            super().reset_parameters()
+
+    with torch.device("meta"):
+        net = Watched(NANO, NANO_WORDS)
+    fresh_values(net, ["words.weight"])
+    assert net.in_memory == {"words.weight"}
+
+
 def test_what_cannot_be_drawn_is_named():
     with pytest.raises(ValueError, match="Sequential has no reset_parameters"):
         fresh_values(nn.Sequential(nn.Linear(1, 1)), ["0.weight"])
