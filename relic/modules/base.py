@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
-from relic.nn.checkpoints import WeightsSource, load_weights, read_header, save_weights
+from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
@@ -90,24 +92,43 @@ class RelicModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.init is not None:
-            read_header(self.init.path, kind=self.kind)  # fails before time is spent
+            check_source(self.init, kind=self.kind)  # fails before time is spent
 
     def configure_model(self) -> None:
         if self.net is not None:
             return
-        net = self._build_seeded()
-        if self.init is not None and not any(p.is_meta for p in net.parameters()):
-            load_weights(net, self.init, kind=self.kind)
-        if self.ema_decay is not None:
-            self.ema = self._build_seeded().requires_grad_(False)
-            self.ema.load_state_dict(net.state_dict())
+        device = torch.get_default_device()
+        with self._seeded():
+            if self.init is None:
+                net = self.build()
+            else:
+                with torch.device("meta"):  # no draw, and no memory, that loading would replace at once
+                    net = self.build()
+        ema = None if self.ema_decay is None else copy.deepcopy(net).requires_grad_(False)
         self.prepare_for_training(net)
-        self.net = net
+        if device.type != "meta":
+            self._load_init(net, ema, device=device)
+        self.net, self.ema = net, ema
 
-    def _build_seeded(self) -> nn.Module:
+    def load_init(self, device: torch.device) -> None:
+        """Load the weights to start from, also into the moving average; a fresh network is left as it is.
+
+        `configure_model` does it, except where it is called on the meta device, so that networks are sharded
+        before they take memory: who shards them calls this afterwards.
+        """
+        self._load_init(self.net, self.ema, device=device)
+
+    def _load_init(self, *nets: nn.Module | None, device: torch.device) -> None:
+        for net in nets:
+            if net is not None and self.init is not None:
+                with self._seeded():  # what the file lacks is drawn
+                    load_weights(net, self.init, kind=self.kind, device=device)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_generator(self.seed, self.stage, "weights").initial_seed())
-            return self.build()
+            yield
 
     @property
     def trained(self) -> Any:
