@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
+from relic.parallel import Compute, gathered_state, shard_network
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
 
@@ -88,6 +90,10 @@ class RelicModule(LightningModule):
     def prepare_for_training(self, net: nn.Module) -> None:
         """Change how `net` is executed (checkpointing, compilation); parameter names must stay."""
 
+    def shard(self, net: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard `net`, trained or averaged, over the ranks of a mesh; a stage with blocks names them."""
+        shard_network(net, (), mesh=mesh, plan=Compute())
+
     # -- building --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -106,23 +112,15 @@ class RelicModule(LightningModule):
                     net = self.build()
         ema = None if self.ema_decay is None else copy.deepcopy(net).requires_grad_(False)
         self.prepare_for_training(net)
-        if device.type != "meta":
-            self._load_init(net, ema, device=device)
-        self.net, self.ema = net, ema
-
-    def load_init(self, device: torch.device) -> None:
-        """Load the weights to start from, also into the moving average; a fresh network is left as it is.
-
-        `configure_model` does it, except where it is called on the meta device, so that networks are sharded
-        before they take memory: who shards them calls this afterwards.
-        """
-        self._load_init(self.net, self.ema, device=device)
-
-    def _load_init(self, *nets: nn.Module | None, device: torch.device) -> None:
-        for net in nets:
-            if net is not None and self.init is not None:
+        for part in (net, ema):
+            if part is None:
+                continue
+            if self.device_mesh is not None:  # sharded before it takes memory, if it is loaded from a file
+                self.shard(part, self.device_mesh["data_parallel"])
+            if self.init is not None and device.type != "meta":
                 with self._seeded():  # what the file lacks is drawn
-                    load_weights(net, self.init, kind=self.kind, device=device)
+                    load_weights(part, self.init, kind=self.kind, device=device)
+        self.net, self.ema = net, ema
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -194,8 +192,9 @@ class RelicModule(LightningModule):
     def on_fit_end(self) -> None:
         self.export(self.export_path)
 
-    @rank_zero_only
     def export(self, path: Path) -> None:
-        """Write the (averaged) weights with a header that rebuilds the network."""
-        save_weights(path, self.averaged.state_dict(), kind=self.kind, config=self.export_config())
-        rank_zero_info(f"Wrote {path}")
+        """Write the (averaged) weights with a header that rebuilds the network. Every rank has to call it."""
+        weights = gathered_state(self.averaged)
+        if self.global_rank == 0:
+            save_weights(path, weights, kind=self.kind, config=self.export_config())
+            rank_zero_info(f"Wrote {path}")

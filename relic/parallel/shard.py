@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from relic.parallel.apply import Compute
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
 __all__ = ["gathered_state", "shard_network"]
 
 
-def shard_network(net: nn.Module, blocks: nn.ModuleList, *, mesh: DeviceMesh, plan: Compute) -> None:
+def shard_network(net: nn.Module, blocks: Iterable[nn.Module], *, mesh: DeviceMesh, plan: Compute) -> None:
     """Shard a network over the ranks of a one-dimensional mesh, in place; a block is gathered when it runs.
 
     Weights stay in their own dtype; `plan.gather` is the dtype they are gathered in. Gradients are summed in
@@ -27,7 +27,8 @@ def shard_network(net: nn.Module, blocks: nn.ModuleList, *, mesh: DeviceMesh, pl
     )
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(net, mesh=mesh, mp_policy=policy)
+    # by default the root stays gathered after a forward pass, and one without a backward never lets go of it
+    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def gathered_state(net: nn.Module) -> dict[str, Any]:
@@ -35,6 +36,4 @@ def gathered_state(net: nn.Module) -> dict[str, Any]:
 
     Every rank has to call it.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     return get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

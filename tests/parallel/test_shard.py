@@ -32,18 +32,21 @@ module = teacher(
 )
 keeper = ModelCheckpoint(dirpath=out + "/kept", every_n_train_steps=2, save_top_k=-1, filename="{step}")
 trainer = Trainer(
-    accelerator="cpu", devices=devices, strategy=ShardedStrategy() if devices > 1 else "auto", max_steps=steps,
-    logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Losses(), keeper],
+    accelerator="cpu", devices=devices, strategy=ShardedStrategy() if devices > 1 else "auto",
+    max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
+    callbacks=[Losses(), keeper],
     use_distributed_sampler=False, default_root_dir=out, gradient_clip_val=0.05, accumulate_grad_batches=2,
     limit_val_batches=1,
 )
-trainer.fit(module, LatentWorld(), ckpt_path=resume or None)
+trainer.fit(module, LatentWorld(batches=4), ckpt_path=resume or None)
 if trainer.is_global_zero:
     torch.save(Losses.values, out + "/losses.pt")
 """
 
 
-def fit(folder: Path, *, devices: int, steps: int, resume: str = "") -> tuple[list[float], dict[str, torch.Tensor]]:
+def fit(
+    folder: Path, *, devices: int, steps: int, resume: str = ""
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "fit.py"
     script.write_text(SCRIPT)
