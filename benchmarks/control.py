@@ -33,7 +33,8 @@ def fit(args: argparse.Namespace, *, seed: int) -> tuple[TeacherExtension, World
         validation_scenes=args.validation_scenes, validation_windows=args.windows,
     )  # fmt: skip
     module = TeacherExtension(
-        net=DiTConfig.tiny(), clip=clip, words=WordTableConfig(), seed=seed, warmup_steps=100,
+        net=DiTConfig.tiny(latent_channels=args.latent_channels), clip=clip, words=WordTableConfig(),
+        seed=seed, warmup_steps=100,
         compute=Compute(compile_blocks=args.compile),
         optimizer=lambda p: torch.optim.AdamW(p, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01),
     )  # fmt: skip
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
     parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=4)

@@ -8,6 +8,9 @@ import torch
 import yaml
 
 from relic.cli import find_config
+from relic.nn.dit import DiT, DiTConfig
+from relic.nn.tensor_files import TensorsInMemory
+from relic.nn.wan_layout import write_public
 from relic.stages import RelicCLI
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -72,6 +75,19 @@ def test_one_setting_can_be_overridden_and_shapes_are_said_once():
     assert cli.model.net_config.depth == 3 and cli.model.clip.height == 64
     cli.model.configure_model()
     assert cli.model.configure_optimizers()["optimizer"].defaults["lr"] == 0.5
+
+
+def test_a_teacher_starts_from_a_public_folder_named_on_the_command_line(tmp_path):
+    plain = DiT(DiTConfig.tiny(control=None))
+    tensors = TensorsInMemory(plain.state_dict())
+    write_public(tmp_path / "wan", tensors, config=plain.config, layout="original")
+    words = (
+        f"--model.init_args.init.path={tmp_path / 'wan'}",
+        "--model.init_args.init.missing=[control,words]",
+    )
+    cli = build(TEACHERS[0], HORIZONS[0], extra=(*words, "--trainer.accelerator=cpu"))
+    cli.model.configure_model()
+    assert torch.equal(cli.model.net.dit.blocks[5].ffn[2].weight, plain.blocks[5].ffn[2].weight)
 
 
 def test_checkpoints_live_beside_the_run_so_that_last_is_found():

@@ -36,9 +36,8 @@ def window_actions(c2w: Tensor, *, d_bar: float, stride: int = 1, pivot: int | N
     """Return the actions (f, 13) float32 of a window from its poses; its first frame is static.
 
     c2w: (f, 4, 4) poses of the window at the strided rate, before any palindrome. d_bar: of the source
-        recording at
-    its stored rate; frames `stride` apart move that many times as far. With a pivot, the actions of the way
-    back come from the reversed poses.
+        recording at its stored rate; frames `stride` apart move that many times as far. With a pivot, the
+        actions of the way back come from the reversed poses.
     """
     if pivot is not None:
         c2w = c2w[palindrome_indices(len(c2w), pivot)]

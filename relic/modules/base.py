@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from relic.nn.checkpoints import WeightsSource, load_weights, read_header, save_weights
+from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
+from relic.parallel import Compute, gathered_state, shard_network
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
 
@@ -86,28 +90,43 @@ class RelicModule(LightningModule):
     def prepare_for_training(self, net: nn.Module) -> None:
         """Change how `net` is executed (checkpointing, compilation); parameter names must stay."""
 
+    def shard(self, net: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard `net`, trained or averaged, over the ranks of a mesh; a stage with blocks names them."""
+        shard_network(net, (), mesh=mesh, plan=Compute())
+
     # -- building --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.init is not None:
-            read_header(self.init.path, kind=self.kind)  # fails before time is spent
+            check_source(self.init, kind=self.kind)  # fails before time is spent
 
     def configure_model(self) -> None:
         if self.net is not None:
             return
-        net = self._build_seeded()
-        if self.init is not None and not any(p.is_meta for p in net.parameters()):
-            load_weights(net, self.init, kind=self.kind)
-        if self.ema_decay is not None:
-            self.ema = self._build_seeded().requires_grad_(False)
-            self.ema.load_state_dict(net.state_dict())
+        device = torch.get_default_device()
+        with self._seeded():
+            if self.init is None:
+                net = self.build()
+            else:
+                with torch.device("meta"):  # no draw, and no memory, that loading would replace at once
+                    net = self.build()
+        ema = None if self.ema_decay is None else copy.deepcopy(net).requires_grad_(False)
         self.prepare_for_training(net)
-        self.net = net
+        for part in (net, ema):
+            if part is None:
+                continue
+            if self.device_mesh is not None:  # sharded before it takes memory, if it is loaded from a file
+                self.shard(part, self.device_mesh["data_parallel"])
+            if self.init is not None and device.type != "meta":
+                with self._seeded():  # what the file lacks is drawn
+                    load_weights(part, self.init, kind=self.kind, device=device)
+        self.net, self.ema = net, ema
 
-    def _build_seeded(self) -> nn.Module:
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_generator(self.seed, self.stage, "weights").initial_seed())
-            return self.build()
+            yield
 
     @property
     def trained(self) -> Any:
@@ -173,8 +192,9 @@ class RelicModule(LightningModule):
     def on_fit_end(self) -> None:
         self.export(self.export_path)
 
-    @rank_zero_only
     def export(self, path: Path) -> None:
-        """Write the (averaged) weights with a header that rebuilds the network."""
-        save_weights(path, self.averaged.state_dict(), kind=self.kind, config=self.export_config())
-        rank_zero_info(f"Wrote {path}")
+        """Write the (averaged) weights with a header that rebuilds the network. Every rank has to call it."""
+        weights = gathered_state(self.averaged)
+        if self.global_rank == 0:
+            save_weights(path, weights, kind=self.kind, config=self.export_config())
+            rank_zero_info(f"Wrote {path}")

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from relic.modules.base import Frozen, RelicModule, adamw
 from relic.nn.checkpoints import WeightsSource, read_header
@@ -24,7 +25,7 @@ from relic.ops.losses import Sampling, Weighting, draw_sigma, flow_matching_loss
 from relic.ops.randomness import derive_seed
 from relic.ops.video import from_uint8, to_uint8
 from relic.ops.words import word_ids
-from relic.parallel import Compute, apply_compute
+from relic.parallel import Compute, apply_compute, shard_network
 from relic.types import Batch, Clip, ClipSpec, Controls, latents_of
 
 __all__ = ["TeacherExtension"]
@@ -103,7 +104,10 @@ class TeacherExtension(RelicModule):
         super().configure_model()
 
     def prepare_for_training(self, net: Any) -> None:
-        apply_compute(net.dit.blocks, self.compute)
+        apply_compute(net.dit, self.compute)
+
+    def shard(self, net: Any, mesh: DeviceMesh) -> None:
+        shard_network(net, net.dit.blocks, mesh=mesh, plan=self.compute)
 
     def export_config(self) -> Mapping[str, Any]:
         return {

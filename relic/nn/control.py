@@ -51,15 +51,6 @@ def group_frames(x: Tensor, *, starts_clip: bool) -> Tensor:
     return rearrange(x, "b (t p) c -> b t (p c)", p=TIME_STRIDE)
 
 
-class ControlEncoder(nn.Sequential):
-    """Encode grouped frames: (b, t, 4·channels) -> (b, t, width)."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Linear(TIME_STRIDE * channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
-
-
 @dataclass(frozen=True)
 class ControlStates:
     """What blocks read: encoded actions and, unless dropped, poses, each (b, t, width)."""

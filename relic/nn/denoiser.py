@@ -29,6 +29,12 @@ class Denoiser(nn.Module):
         self.dit = DiT(dit)
         self.words = WordTable(words) if words else None
 
+    def reset_parameters(self) -> None:
+        """Draw fresh weights."""
+        self.dit.reset_parameters()
+        if self.words is not None:
+            self.words.reset_parameters()
+
     def embed(self, text: Tensor, *, drop: Tensor | None = None) -> Tensor:
         """Return prompt embeddings (b, n, d); samples marked in `drop` (b,) bool get an empty prompt (zero
         rows).

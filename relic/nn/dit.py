@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from relic.nn.attention import attend
 from relic.nn.context import KV, Context, Fresh, LayerContext, Prompt
 from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
+from relic.nn.norms import LayerNorm, RMSNorm, modulate
 from relic.ops.flow import timestep_of
 from relic.ops.pooling import cell_positions
 from relic.ops.rope import apply_rope, rope_table
@@ -72,7 +73,7 @@ class DiTConfig:
 
     @classmethod
     def tiny(cls, **changes: object) -> DiTConfig:
-        """3.9 M parameters: fits a small world on a CPU in minutes; text is a trained word table."""
+        """4.2 M parameters: fits a small world on a CPU in minutes; text is a trained word table."""
         sizes = {"width": 192, "depth": 6, "heads": 3, "ffn": 768, "text_width": 64, "text_length": 32}
         return cls(**{**sizes, "control": ControlConfig(width=64), **changes})  # type: ignore[arg-type]
 
@@ -85,34 +86,6 @@ class DiTConfig:
     def wan_14b(cls, **changes: object) -> DiTConfig:
         """Wan2.1-T2V-14B."""
         return cls(**{"width": 5120, "depth": 40, "heads": 40, "ffn": 13824, **changes})  # type: ignore[arg-type]
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Upcast half precision; leave float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in float32 or wider, whatever comes in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = at_least_float32(x)
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
-
-
-class RMSNorm(nn.Module):
-    """RMS norm over the whole width, all heads jointly; normalised in float32, scaled in the input dtype."""
-
-    def __init__(self, width: int, *, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = at_least_float32(x)
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
 class Attention(nn.Module):
@@ -211,19 +184,20 @@ class Block(nn.Module):
 
         Returns x and the fresh keys and values, if `memory` asks for them.
         """
-        dtype = self.ffn[0].weight.dtype
-        m = (self.modulation[:, None] + levels)[:, :, :, None].unbind(2)  # six of (b, t, 1, d)
+        dtype: torch.dtype = self.ffn[0].weight.dtype  # type: ignore[assignment]
+        m = (self.modulation[:, None] + levels).to(x.dtype)[:, :, :, None].unbind(2)  # six of (b, t, 1, d)
         to_q: Tensor | None = None
         to_k: Tensor | None = None
         if self.control is not None and control is not None:
             to_q, to_k = self.control.address(control)
-        h = (self.norm1(x) * (1 + m[1]) + m[0]).to(dtype)
+        h = modulate(self.norm1(x), shift=m[0], scale=m[1]).to(dtype)
         attended, fresh = self.self_attn(h, rope=rope, to_q=to_q, to_k=to_k, memory=memory)
-        x = x + m[2] * attended
+        x = torch.addcmul(x, attended, m[2]).to(x.dtype)
         if self.control is not None and control is not None:
-            x = x + self.control.action(control.action)[:, :, None]
-        x = x + self.cross_attn(self.norm3(x).to(dtype), text)
-        return x + m[5] * self.ffn((self.norm2(x) * (1 + m[4]) + m[3]).to(dtype)), fresh
+            x = x + self.control.action(control.action)[:, :, None].to(x.dtype)
+        x = (x + self.cross_attn(self.norm3(x).to(dtype), text)).to(x.dtype)
+        h = modulate(self.norm2(x), shift=m[3], scale=m[4]).to(dtype)
+        return torch.addcmul(x, self.ffn(h), m[5]).to(x.dtype), fresh
 
     def read(self, text: Tensor) -> KV:
         """Return a prompt (b, n, d) as this block reads it."""
@@ -240,15 +214,18 @@ class Head(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """x: (b, t, s, d); level: (b, t, d), the noise embedding before its projection."""
         shift, scale = (self.modulation[:, None] + level[:, :, None])[:, :, :, None].unbind(2)
-        return self.head((self.norm(x) * (1 + scale) + shift).to(self.head.weight.dtype))
+        return self.head(modulate(self.norm(x), shift=shift, scale=scale).to(self.head.weight.dtype))
 
 
 class DiT(nn.Module):
     """Predict velocity from noisy latents.
 
     The parameters of a network with `control=None` carry exactly the key names of the public Wan2.1-T2V
-    files.
+    files. `residual` is the dtype of the residual stream, set by `relic.parallel.apply_compute`: float32, as
+    in the public code, holds parity with it; bfloat16 halves the traffic of all but the matrix products.
     """
+
+    residual: torch.dtype = torch.float32
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -316,10 +293,12 @@ class DiT(nn.Module):
 
         With a memory, return the fresh keys and values of all layers as well, empty unless it asks for them.
 
-        sigma: (b, t), one noise level per latent frame.
-        text: (b, n <= text_length, text_width), or a prompt that was read before.
-        controls: of the pixel frames these latents stand for.
-        start: index of the first latent frame in its clip; a memory knows places by itself.
+        sigma: (b, t), one noise level per latent frame; text: (b, n <= text_length, text_width), or a prompt
+            that was read before; controls: of the pixel frames these latents stand for; start: index of the
+            first latent frame in its clip, which a memory knows by itself.
+
+        Raises:
+            ValueError: If the latents don't divide into patches, or the shapes don't belong together.
         """
         rows, columns = latents.shape[3] // PATCH, latents.shape[4] // PATCH
         if latents.shape[3] % PATCH or latents.shape[4] % PATCH:
@@ -331,17 +310,14 @@ class DiT(nn.Module):
                 f"sigma has shape {tuple(sigma.shape)}; it must be (b, t) = {tuple(latents.shape[:2])}."
             )
         level, levels = self.embed_levels(sigma)
-        pixels = rearrange(latents, "b t c h w -> b c t h w").to(self.patch_embedding.weight.dtype)
-        tokens = self.patch_embedding(pixels)
-        x = at_least_float32(rearrange(tokens, "b d t h w -> b t (h w) d"))
+        x = self.embed_patches(latents)
         times = range(start, start + latents.shape[1]) if memory is None else memory.times
         if len(times) != latents.shape[1]:
             raise ValueError(f"The pass holds {latents.shape[1]} latents; the memory expects {times}.")
-        rope = rope_table(
-            cell_positions(times, rows, columns),
-            head_width=self.config.head_width,
-            factor=self.config.rope_factor,
-        ).to(latents.device, x.dtype)
+        positions = cell_positions(times, rows, columns).to(latents.device)
+        rope = rope_table(positions, head_width=self.config.head_width, factor=self.config.rope_factor).to(
+            torch.promote_types(x.dtype, torch.float32)
+        )
         prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
         states = None
         if controls is not None and self.control is not None:
@@ -362,19 +338,34 @@ class DiT(nn.Module):
         embedded = self.embed_text(text)
         return Prompt(tuple(block.read(embedded) for block in self.blocks))  # type: ignore[operator]
 
+    def embed_patches(self, latents: Tensor) -> Tensor:
+        """Embed patches of (b, t, c, h, w) as tokens (b, t, s, d) of the residual stream.
+
+        The convolution of the public weights has a kernel as large as its stride: a product with one matrix.
+        """
+        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
+        patches = rearrange(latents, "b t c (h p) (w q) -> b t (h w) (c p q)", p=PATCH, q=PATCH)
+        tokens = F.linear(patches.to(weight.dtype), weight.flatten(1), bias)
+        half = self.residual in (torch.bfloat16, torch.float16)
+        return tokens.to(self.residual if half else torch.promote_types(weight.dtype, self.residual))
+
     def embed_levels(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Embed noise levels (b, t): for the head (b, t, d), and for the blocks (b, t, 6, d), float32 at
         least.
         """
-        half = self.config.freq_width // 2
-        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=sigma.device) / half)
-        angles = timestep_of(sigma.double())[..., None] * rates
         dtype = torch.promote_types(next(self.time_embedding.parameters()).dtype, torch.float32)
-        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        sinusoid = self.sinusoid(sigma).to(dtype)
         with torch.autocast(sigma.device.type, enabled=False):
             level = _in_dtype(self.time_embedding, sinusoid)
             levels = _in_dtype(self.time_projection, level)
         return level, rearrange(levels, "b t (m d) -> b t m d", m=6)
+
+    def sinusoid(self, sigma: Tensor) -> Tensor:
+        """Return the sinusoid of noise levels (b, t) -> (b, t, freq_width), cosines first, in float64."""
+        half = self.config.freq_width // 2
+        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=sigma.device) / half)
+        angles = timestep_of(sigma.double())[..., None] * rates
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Pad prompts (b, n, text_width) with zero rows and embed them, (b, text_length, d)."""

@@ -33,6 +33,10 @@ class WordTable(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.zeros(WORD_ROWS, config.width))
 
+    def reset_parameters(self) -> None:
+        """Set every row to zero."""
+        nn.init.zeros_(self.weight)
+
     def forward(self, ids: Tensor) -> Tensor:
         known = (ids != 0)[..., None]
         return nn.functional.embedding(ids, self.weight) * known

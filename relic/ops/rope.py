@@ -1,9 +1,8 @@
 """Rotary tables over (time, row, column), at any positions, with YaRN on the time axis.
 
 Layout as in Wan2.1: inside a head, the first `d − 4·(d // 6)` channels turn with time, then `2·(d // 6)` with
-the row and
-`2·(d // 6)` with the column; channels 2j and 2j+1 are a pair; base 10000 on each axis. Tables are built in
-float64.
+the row and `2·(d // 6)` with the column; channels 2j and 2j+1 are a pair; base 10000 on each axis. Tables are
+built in float64.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-__all__ = ["apply_rope", "axis_widths", "grid_positions", "rope_table", "yarn_frequencies"]
+__all__ = ["apply_rope", "axis_widths", "rope_table", "yarn_frequencies"]
 
 BASE = 10_000.0
 TRAINED_LATENTS = 21  # the horizon Wan2.1 was trained at
@@ -49,16 +47,6 @@ def yarn_frequencies(width: int, *, factor: float = 1.0) -> Tensor:
     return plain * ((1 - ramp) + ramp / factor)
 
 
-def grid_positions(latents: int, rows: int, columns: int, *, start: int = 0) -> Tensor:
-    """Return the positions (n, 3) of all tokens of `latents` frames from `start` on: frame, then row, then
-    column.
-    """
-    axes = torch.meshgrid(
-        torch.arange(start, start + latents), torch.arange(rows), torch.arange(columns), indexing="ij"
-    )
-    return rearrange(torch.stack(axes, dim=-1), "t h w a -> (t h w) a")
-
-
 def rope_table(positions: Tensor, *, head_width: int, factor: float = 1.0) -> Tensor:
     """Return the table (n, d/2, 2) of cos and sin, float64, for positions (n, 3), integer or fractional.
 
@@ -75,9 +63,13 @@ def rope_table(positions: Tensor, *, head_width: int, factor: float = 1.0) -> Te
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate queries or keys (b, k, n, d) by table (n, d/2, 2), in float32 or the wider dtype of x."""
+    """Rotate queries or keys (b, k, n, d) by table (n, d/2, 2), in float32 or the wider dtype of x.
+
+    Written as x·cos + swap(x)·sin: few passes over memory when run as it stands, one when compiled.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    real, imag = rearrange(x.to(dtype), "... (p two) -> two ... p", two=2)
     cos, sin = table.to(dtype).unbind(-1)
-    turned = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
-    return rearrange(turned, "... p two -> ... (p two)").to(x.dtype)
+    cos = cos.repeat_interleave(2, dim=-1)
+    sin = torch.stack([-sin, sin], dim=-1).flatten(-2)
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)

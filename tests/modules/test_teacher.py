@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from lightning import Trainer
 from relic.modules import TeacherExtension
 from relic.nn.checkpoints import WeightsSource
 from relic.nn.denoiser import EulerSampler
+from relic.nn.dit import DiT
+from relic.nn.tensor_files import TensorsInMemory
+from relic.nn.wan_layout import write_public
 from relic.ops.actions import mirror_actions
 from relic.ops.flow import velocity_of
 from relic.types import Batch, Clip
@@ -154,6 +158,30 @@ def test_the_next_stage_starts_from_the_exported_average(tmp_path):
     second.configure_model()
     for name, value in first.averaged.state_dict().items():
         assert torch.equal(second.trained.state_dict()[name], value)
+
+
+def test_a_stage_starts_from_public_weights_and_draws_what_they_lack(tmp_path):
+    plain = DiT(dataclasses.replace(NANO, control=None))
+    torch.nn.init.normal_(plain.head.head.weight)
+    write_public(
+        tmp_path / "wan", TensorsInMemory(plain.state_dict()), config=plain.config, layout="diffusers"
+    )
+    source = WeightsSource(path=str(tmp_path / "wan"), missing=("control", "words"))
+    module, again = teacher(init=source), teacher(init=source)
+    module.configure_model()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(module.net.state_dict()[f"dit.{name}"], value)
+    with torch.device("meta"):  # as where networks are sharded first
+        again.configure_model()
+    assert all(p.is_meta for p in (*again.net.parameters(), *again.ema.parameters()))
+    again.load_init(torch.device("cpu"))
+    for net in (module.ema, again.net, again.ema):
+        for name, value in module.net.state_dict().items():
+            assert torch.equal(net.state_dict()[name], value), name
+    assert not any(p.requires_grad for p in again.ema.parameters())
+    trainer(tmp_path, max_steps=2).fit(teacher(init=source), LatentWorld())
+    with pytest.raises(ValueError, match=r"set init.missing: \[control, words\]"):
+        teacher(init=WeightsSource(path=source.path)).configure_model()
 
 
 def test_a_checkpoint_resumes_bit_for_bit(tmp_path):

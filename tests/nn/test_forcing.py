@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch._dynamo.testing
 
 from relic.nn.forcing import forced_velocity
 from relic.nn.memory import Compressed, Full, SinkWindow, Window
@@ -140,6 +141,18 @@ def test_context_may_be_given_at_a_noise_level():
     noised = forced_velocity(net, **given, clean_sigma=clean_sigma, plan=plan)
     assert_near(noised, oracle(net, given, policy=policy, clean_sigma=clean_sigma))
     assert (noised - forced_velocity(net, **given, plan=plan)).abs().max() > 1e-4
+
+
+def test_one_compiled_block_serves_every_layer_and_step_of_a_training_pass():
+    net, given = network().requires_grad_(True), inputs("hybrid")
+    plan = plan_of(Compressed(window=4, schedule=SHORT), latents=13)
+    plain, compiled = forced_velocity(net, **given, plan=plan), torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    for block in net.blocks:
+        block.forward = torch.compile(block.forward, backend=compiled, fullgraph=True)
+    for _ in range(2):
+        assert_near(forced_velocity(net, **given, plan=plan), plain)
+    assert compiled.frame_count == 1
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_gradients_reach_the_network_through_a_view_while_the_memory_is_constant
 
 def test_recomputing_activations_after_a_commit_is_an_error_and_not_a_wrong_gradient():
     net, latents, sigma, text = network().requires_grad_(True), clip(9), levels(9), normal(2, 3, 6)
-    apply_compute(net.blocks, Compute(checkpoint_activations=True))
+    apply_compute(net, Compute(keep="inputs"))
     memory = memory_of(Window(latents=4))
     stream(net, memory, latents[:, :5], sigma, text)
     call = {"sigma": sigma[:, 5:], "text": text}

@@ -19,6 +19,12 @@ def test_factor_one_changes_nothing():
     assert torch.equal(pool_cells(x, factor=1), x)
 
 
+def test_positions_run_frame_then_row_then_column():
+    positions = cell_positions([5, 6], 2, 3)
+    assert positions[0].tolist() == [5, 0, 0] and positions[1].tolist() == [5, 0, 1]
+    assert positions[3].tolist() == [5, 1, 0] and positions[6].tolist() == [6, 0, 0]
+
+
 def test_cells_sit_at_the_mean_position_of_their_tokens():
     tokens = cell_positions([3, 7], 3, 5)
     assert tokens.shape == (30, 3) and tokens[16].tolist() == [7, 0, 1]

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relic.ops.rope import apply_rope, axis_widths, grid_positions, rope_table, yarn_frequencies
+from relic.ops.pooling import cell_positions
+from relic.ops.rope import apply_rope, axis_widths, rope_table, yarn_frequencies
 
 
 def test_a_head_of_128_splits_into_44_42_42():
@@ -25,7 +26,7 @@ def test_yarn_over_81_latents_keeps_the_fastest_pair_and_divides_all_but_three()
 
 
 def test_only_the_time_axis_is_stretched():
-    positions = grid_positions(2, 3, 3)
+    positions = cell_positions(range(2), 3, 3)
     plain, stretched = (rope_table(positions, head_width=48, factor=f) for f in (1.0, 3.0))
     time = axis_widths(48)[0] // 2
     assert torch.equal(plain[:, time:], stretched[:, time:])
@@ -48,9 +49,3 @@ def test_fractional_positions_lie_between_their_neighbours():
     table = rope_table(torch.tensor([[0.0, 0.5, 0.0]]), head_width=24)
     time, rows, _ = (w // 2 for w in axis_widths(24))
     assert math.isclose(table[0, time, 0], math.cos(0.5)) and rows > 0
-
-
-def test_positions_run_frame_then_row_then_column():
-    positions = grid_positions(2, 2, 3, start=5)
-    assert positions[0].tolist() == [5, 0, 0] and positions[1].tolist() == [5, 0, 1]
-    assert positions[3].tolist() == [5, 1, 0] and positions[6].tolist() == [6, 0, 0]
