@@ -143,6 +143,7 @@ def test_context_may_be_given_at_a_noise_level():
     assert (noised - forced_velocity(net, **given, plan=plan)).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_one_compiled_block_serves_every_layer_and_step_of_a_training_pass():
     net, given = network().requires_grad_(True), inputs("hybrid")
     plan = plan_of(Compressed(window=4, schedule=SHORT), latents=13)
