@@ -84,7 +84,13 @@ class RelicModule(LightningModule):
         """Return plain values that rebuild the network; they go into the header of the exported file."""
 
     def prepare_for_training(self, net: nn.Module) -> None:
-        """Change how `net` is executed (checkpointing, compilation); parameter names must stay."""
+        """Change how `net` is trained or executed, after the average was made of it. If that changes names,
+        `plain_weights` must undo it.
+        """
+
+    def plain_weights(self, net: nn.Module) -> Mapping[str, Tensor]:
+        """Return the weights of the trained or averaged network under the names that `build` gives them."""
+        return net.state_dict()
 
     # -- building --------------------------------------------------------------------------------------------
 
@@ -145,7 +151,9 @@ class RelicModule(LightningModule):
         self.ema_updates += 1
         updates = int(self.ema_updates)
         decay = min(self.ema_decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.trained.parameters()), 1.0 - decay)
+        weights = self.plain_weights(self.trained)
+        names, means = zip(*self.ema.named_parameters(), strict=True)
+        torch._foreach_lerp_(list(means), [weights[name] for name in names], 1.0 - decay)
         for mean, buffer in zip(self.ema.buffers(), self.trained.buffers(), strict=True):
             mean.copy_(buffer)
 
@@ -176,5 +184,5 @@ class RelicModule(LightningModule):
     @rank_zero_only
     def export(self, path: Path) -> None:
         """Write the (averaged) weights with a header that rebuilds the network."""
-        save_weights(path, self.averaged.state_dict(), kind=self.kind, config=self.export_config())
+        save_weights(path, self.plain_weights(self.averaged), kind=self.kind, config=self.export_config())
         rank_zero_info(f"Wrote {path}")

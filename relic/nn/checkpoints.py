@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ class WeightsSource:
         path: A safetensors file written by an earlier stage.
         rope_factor: `match` refuses weights trained at another YaRN factor; `restate` takes them over to this
             network's factor (the step from one horizon to the next).
-        missing: Prefixes of parameters that the file may lack; they keep their initial values.
+        missing: Prefixes of parameters that the file may lack, `*` for any part of a name; they keep their
+            initial values. `relic.nn.control.CONTROL_KEYS` starts a network with control from a plain one.
     """
 
     path: str
@@ -86,7 +88,7 @@ def load_weights(module: nn.Module, source: WeightsSource, *, kind: str) -> None
     with safe_open(source.path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     own = module.state_dict()
-    missing = sorted(k for k in own.keys() - tensors.keys() if not k.startswith(tuple(source.missing)))
+    missing = sorted(k for k in own.keys() - tensors.keys() if not _may_lack(source, k))
     unexpected = sorted(tensors.keys() - own.keys())
     shapes = [
         f"{k}: {tuple(tensors[k].shape)} in the file, {tuple(own[k].shape)} here"
@@ -102,6 +104,10 @@ def load_weights(module: nn.Module, source: WeightsSource, *, kind: str) -> None
         ]
         raise ValueError(f"{source.path} does not fit this network.\n  " + "\n  ".join(lines))
     module.load_state_dict(tensors, strict=not source.missing)
+
+
+def _may_lack(source: WeightsSource, key: str) -> bool:
+    return any(fnmatchcase(key, f"{prefix}*") for prefix in source.missing)
 
 
 def _shortened(names: list[str]) -> str:

@@ -17,9 +17,24 @@ from torch import Tensor, nn
 from relic.ops.actions import CHANNELS
 from relic.types import TIME_STRIDE, Controls
 
-__all__ = ["BlockControl", "ControlConfig", "ControlEncoders", "ControlStates", "group_frames"]
+__all__ = [
+    "CONTROL_KEYS",
+    "BlockControl",
+    "ControlConfig",
+    "ControlEncoders",
+    "ControlStates",
+    "group_frames",
+    "is_control",
+]
 
 POSE_FEATURES = 9
+# what a plain network lacks: `WeightsSource(missing=CONTROL_KEYS)` starts one with control from it
+CONTROL_KEYS = ("dit.control", "dit.blocks.*.control")
+
+
+def is_control(name: str) -> bool:
+    """Return whether a parameter of that name belongs to the camera control."""
+    return "control" in name.split(".")
 
 
 @dataclass(frozen=True, kw_only=True)
