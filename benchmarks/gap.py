@@ -129,8 +129,8 @@ def fit_vae(args: argparse.Namespace, root: Path, *, clips: Path) -> Path:
     with stage("autoencoder", product) as wanted:
         if wanted:
             module = Autoencoder(
-                net=TinyVAEConfig(latent_channels=args.channels, patch=4, widths=(48, 64), encoder_depths=(1, 1),
-                                  decoder_depths=(1, 1)),
+                net=TinyVAEConfig(latent_channels=args.channels, patch=4, widths=(48, 64),
+                                  encoder_depths=(1, 1), decoder_depths=(1, 1)),
                 clip=clip, window_frames=9, latent_noise=0.1, ema_decay=0.98, warmup_steps=20,
                 optimizer=lambda p: torch.optim.AdamW(p, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0),
             )  # fmt: skip

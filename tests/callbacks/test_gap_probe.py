@@ -111,7 +111,7 @@ def test_kept_and_gain_follow_from_the_losses(tuned):
     assert row["gap/prior_kept"] != 1.0 and row["gap/control_gain"] != 0.0
 
 
-def test_the_probe_leaves_training_bit_identical(worlds, pretrained, tmp_path, tuned):
+def test_the_probe_leaves_training_bit_identical(worlds, pretrained, tmp_path):
     def final(name, *callbacks):
         module = teacher(init=pretrained)
         module.trained.dit.blocks[0].eval()  # an odd mode must come back too
@@ -152,6 +152,24 @@ def test_each_cost_of_the_start_is_measured_alone(worlds, pretrained, tmp_path):
     assert start["gap/step0_clean_first"] == pytest.approx(mean(plain, "clean") - base, abs=1e-6)
     assert start["gap/step0_yarn"] == pytest.approx(mean(fresh, "unscored") - base, abs=1e-6)
     assert start["gap/step0_yarn"] != 0.0 and start["gap/step0_clean_first"] != 0.0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_start_is_kept_whole_in_the_precision_of_the_run(worlds, pretrained, tmp_path, precision, tuned):
+    callback = probe(worlds)
+    fit(tmp_path, worlds, teacher(init=pretrained), callback, steps=1, precision=precision)
+    start, exact = callback.history[0], tuned[1].history[0]
+    assert start["gap/prior_kept"] == 1.0 and start["gap/control_gain"] == 0.0
+    assert start["gap/prior_loss"] != exact["gap/prior_loss"]
+    assert start["gap/prior_loss"] == pytest.approx(exact["gap/prior_loss"], rel=0.02)
+
+
+def test_validating_alone_measures_nothing(worlds, pretrained, tmp_path):
+    callback = probe(worlds)
+    trainer = fit(tmp_path, worlds, teacher(init=pretrained), callback)
+    measured = len(callback.history)
+    trainer.validate(teacher(init=pretrained), trainer.datamodule, verbose=False)
+    assert len(callback.history) == measured and not [k for k in trainer.callback_metrics if "gap/" in k]
 
 
 def test_without_yarn_its_cost_is_zero(tuned):

@@ -1,6 +1,10 @@
 """What the ways of taking a plain teacher to actions do to its weights."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +173,49 @@ def test_it_fits_on_mixed_batches(plain, tmp_path):
     assert len(steps) == 4 and not torch.equal(
         steps[0]["dit.blocks.0.ffn.0.weight"], steps[3]["dit.blocks.0.ffn.0.weight"]
     )
+
+
+DDP_SCRIPT = """
+import sys
+import torch
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+from relic.nn.tuning import ControlFirst, LowRank
+from relic.types import Mixed
+from tests.modules.test_teacher import teacher
+from tests.worlds import batch
+
+devices, name, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+TUNINGS = {"control_first": ControlFirst(control_steps=2), "low_rank": LowRank(rank=2)}
+
+class MixedWorld(LightningDataModule):
+    def train_dataloader(self):
+        mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        steered = [list(range(i, i + 4))[mine] for i in range(0, 40, 4)]
+        plain = [[100 + i, 101 + i][mine] for i in range(0, 40, 4)]
+        return DataLoader([Mixed(batch(s), batch(p)) for s, p in zip(steered, plain)], batch_size=None)
+
+module = teacher(tuning=TUNINGS[name], optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+trainer = Trainer(
+    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=4, logger=False,
+    enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+    use_distributed_sampler=False, default_root_dir=out,
+)
+trainer.fit(module, MixedWorld())
+if trainer.is_global_zero:
+    torch.save(module.state_dict(), f"{out}/{name}-{devices}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["control_first", "low_rank"])
+def test_two_processes_tune_as_one_does(tmp_path, tuning):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP_SCRIPT)
+    for devices in (1, 2):
+        command = [sys.executable, str(script), str(devices), tuning, str(tmp_path)]
+        subprocess.run(command, check=True, env=env, timeout=240)
+    one, two = (torch.load(tmp_path / f"{tuning}-{n}.pt") for n in (1, 2))
+    assert one.keys() == two.keys()
+    assert max(float((one[name].double() - two[name].double()).abs().max()) for name in one) <= 1e-5
