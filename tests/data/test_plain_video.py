@@ -125,6 +125,16 @@ def test_resuming_goes_on_exactly(encoded: Path, plain: Path, tmp_path: Path) ->
     assert stopped.seen + rest.seen == straight.seen and len(straight.seen) == 8
 
 
+def test_both_parts_go_on_from_a_saved_batch_index(encoded: Path, plain: Path) -> None:
+    whole, rest = (data_module(encoded, plain, batches_per_epoch=count) for count in (4, 2))
+    rest.load_state_dict({"batch_index": 2})
+    keys = []
+    for data in (whole, rest):
+        data.setup("fit")
+        keys.append([[part.key.tolist() for part in mixed] for mixed in data.train_dataloader()])
+    assert keys[1] == keys[0][2:]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_that_is_no_whole_number_of_samples_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=rf"plain\.share={share:g} of global_batch=8 must be a whole number"):
