@@ -12,13 +12,14 @@ tuned on the actions, with the gap probe on held-out houses of both:
 Writes gap.json (every measurement) and gap.png (a panel an arm: prior kept against control gained). Every
 stage is left out if its product is there, and a stopped fit goes on from its last checkpoint.
 
-Usage: python benchmarks/gap.py runs/gap --seconds 120 360 240
+Usage: python benchmarks/gap.py runs/gap
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ def main() -> None:
     args = parse_args()
     root = Path(args.out)
     print(describe_machine(), flush=True)
+    claim(root, {name: value for name, value in vars(args).items() if name not in ("out", "workers")})
     plain, actions, vae = latents_of_worlds(args, root)
     clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
     prior = fit_prior(args, root / "prior", clip=clip, latents=plain, vae=vae)
@@ -86,6 +88,19 @@ def main() -> None:
     draw(histories, root / "gap.png")
     show(histories)
     print(f"Wrote {root / 'gap.json'} and {root / 'gap.png'}")
+
+
+def claim(root: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run, or check that it goes on with the same ones."""
+    path = root / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        for name, value in settings.items():
+            if found[name] != value:
+                sys.exit(f"{root} was run with {name}={found[name]}, now {value}: take another folder.")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1))
 
 
 @contextmanager
