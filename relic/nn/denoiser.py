@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -54,6 +55,14 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Return the velocity of latents (b, t, c, h, w) at noise levels sigma (b, t)."""
         return self.dit(latents, sigma=sigma, text=self.embed(text, drop=drop_text), controls=controls)
+
+    def at_rope_factor(self, factor: float) -> Denoiser:
+        """Return this network with another YaRN factor; both share their weights."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.dit = copy.copy(self.dit)
+        other.dit.config = replace(self.dit.config, rope_factor=factor)
+        return other
 
 
 @dataclass(frozen=True, kw_only=True)
