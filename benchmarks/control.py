@@ -13,13 +13,12 @@ import time
 import torch
 from lightning import Trainer
 from machine import describe_machine
-from torch import Tensor
 
 from relic.data import WorldDataModule
 from relic.modules import TeacherExtension
 from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
-from relic.ops.actions import mirror_actions
+from relic.ops.actions import exchange_actions, mirror_actions
 from relic.parallel import Compute
 from relic.types import Batch, ClipSpec
 
@@ -46,16 +45,6 @@ def fit(args: argparse.Namespace, *, seed: int) -> tuple[TeacherExtension, World
     )  # fmt: skip
     trainer.fit(module, data)
     return module, data
-
-
-def exchange(actions: Tensor) -> Tensor:
-    """Swap actions (b, f, 13) between neighbours in mean speed (d̄ a frame plus degrees a frame over two)."""
-    speed = actions[..., :6].sum(-1).mean(1) + actions[..., 6:12].sum(-1).mean(1) / 2
-    order = speed.argsort()
-    order = order[: len(order) // 2 * 2]
-    swapped = actions.clone()
-    swapped[order[0::2]], swapped[order[1::2]] = actions[order[1::2]], actions[order[0::2]]
-    return swapped
 
 
 def whole(data: WorldDataModule, device: torch.device) -> Batch:
@@ -106,7 +95,7 @@ def main() -> None:
         module = module.to("cuda" if torch.cuda.is_available() else "cpu")
         batch = whole(data, module.device)
         true = loss(module, batch)
-        exchanged = loss(module, batch._replace(actions=exchange(batch.actions)))
+        exchanged = loss(module, batch._replace(actions=exchange_actions(batch.actions)))
         mirrored = loss(module, batch._replace(actions=mirror_actions(batch.actions)))
         steps = int(module.ema_updates)
         gain = 1 - true / exchanged

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Batch", "Block", "Clip", "ClipSpec", "Controls", "latents_of"]
+__all__ = ["Batch", "Block", "Clip", "ClipSpec", "Controls", "Mixed", "latents_of"]
 
 TIME_STRIDE = 4  # pixel frames per latent frame after the first (1 + 4 + 4 + ...)
 SPACE_STRIDE = 8  # pixels per latent cell, each side
@@ -134,6 +134,13 @@ class Batch(NamedTuple):
     text: Tensor
     d_bar: Tensor
     key: Tensor
+
+
+class Mixed(NamedTuple):
+    """A training batch of two parts: clips with actions, and plain video whose actions no one may read."""
+
+    steered: Batch
+    plain: Batch
 
 
 class Controls(NamedTuple):

@@ -1,5 +1,6 @@
 """Every config under configs/ parses, and what it describes can be built (1b and 14b on the meta device)."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 import yaml
 
+from relic.callbacks import GapProbe, HeldOut
 from relic.cli import find_config
 from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import TensorsInMemory
+from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.nn.wan_layout import write_public
 from relic.stages import RelicCLI
 
@@ -18,7 +21,8 @@ TEACHERS = [ROOT / "teacher" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
 HORIZONS = [ROOT / "teacher" / "horizon" / f"{seconds}s.yaml" for seconds in (5, 10, 20)]
 WHOLE = [ROOT / "teacher" / "demo.yaml", *sorted((ROOT / "autoencoder").glob("*.yaml"))]
 TRAINERS = sorted((ROOT / "trainer").glob("*.yaml"))
-RECIPES = [*product(TEACHERS, HORIZONS), *((path,) for path in WHOLE)]
+PLAIN = ROOT / "teacher" / "plain.yaml"  # goes after a size and a horizon
+RECIPES = [*product(TEACHERS, HORIZONS), *product(TEACHERS, HORIZONS[:1], (PLAIN,)), *((p,) for p in WHOLE)]
 PIECES = [*sorted((ROOT / "net").glob("*.yaml"))]
 
 
@@ -88,6 +92,35 @@ def test_a_teacher_starts_from_a_public_folder_named_on_the_command_line(tmp_pat
     cli = build(TEACHERS[0], HORIZONS[0], extra=(*words, "--trainer.accelerator=cpu"))
     cli.model.configure_model()
     assert torch.equal(cli.model.net.dit.blocks[5].ffn[2].weight, plain.blocks[5].ffn[2].weight)
+
+
+def test_a_plain_teacher_has_no_control_and_keeps_the_other_sizes():
+    plain = build(TEACHERS[0], HORIZONS[0], PLAIN, extra=("--trainer.accelerator=cpu",)).model
+    whole = build(TEACHERS[0], HORIZONS[0], extra=("--trainer.accelerator=cpu",)).model
+    assert plain.net_config == replace(whole.net_config, control=None) and plain.first_latent == "noised"
+
+
+@pytest.mark.parametrize(
+    ("words", "tuning"),
+    [
+        ("{}", FullTuning()),
+        ("{control_steps: 5}", ControlFirst(control_steps=5)),
+        ("{rank: 8}", LowRank(rank=8)),
+    ],
+)
+def test_the_ways_to_take_to_actions_are_values(words, tuning):
+    extra = (
+        f"--model.init_args.tuning={words}",
+        "--data.plain={root: elsewhere, share: 0.25}",
+        "--trainer.callbacks+=relic.callbacks.GapProbe",
+        "--trainer.callbacks.plain={root: elsewhere}",
+        "--trainer.callbacks.actions={root: here, validation_scenes: 1}",
+        "--trainer.accelerator=cpu",
+    )
+    cli = build(TEACHERS[0], HORIZONS[0], extra=extra)
+    assert cli.model.tuning == tuning
+    probe = next(c for c in cli.trainer.callbacks if isinstance(c, GapProbe))
+    assert (probe.plain, probe.actions.validation_scenes) == (HeldOut(root="elsewhere"), 1)
 
 
 def test_checkpoints_live_beside_the_run_so_that_last_is_found():

@@ -54,6 +54,7 @@ TABLE = {
 # what one file of a package may import and the others may not
 ONLY_HERE = {
     "nn/text.py": {"transformers"},
+    "nn/tuning.py": {"peft"},  # inside a function: optional
     "data/datamodule.py": {"lightning"},
     "parallel/strategy.py": {"lightning"},
     "modules/autoencoder.py": {"lpips", "torchvision"},  # a loss on pictures, not a metric

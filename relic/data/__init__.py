@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relic.data.clips import read_clips
-    from relic.data.datamodule import WorldDataModule
+    from relic.data.datamodule import PlainVideo, WorldDataModule
     from relic.data.index import Index, write_index
     from relic.data.shards import pack_clip, pack_sample, read_clip, unpack_sample, write_shard
 
 __all__ = [
     "Index",
+    "PlainVideo",
     "WorldDataModule",
     "pack_clip",
     "pack_sample",
@@ -26,6 +27,7 @@ __all__ = [
 # names are looked up when used, so that writing shards needs no Lightning
 _HOMES = {
     "Index": "index",
+    "PlainVideo": "datamodule",
     "WorldDataModule": "datamodule",
     "pack_clip": "shards",
     "pack_sample": "shards",

@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from relic.data.index import Index, Row
-from relic.data.loader import BatchLoader, Place, WindowDataset
+from relic.data.loader import BatchLoader, MixedLoader, Place, WindowDataset
 from relic.data.reader import WindowReader
 from relic.data.sampling import FixedPlan, Plan, Split, TrainPlan, Windows, rank_places
 from relic.data.select import check_shape, check_vae, lay_out, rows_of, split_rows
 from relic.data.storage import Storage
+from relic.ops.randomness import derive_seed
 from relic.types import ClipSpec
 
-__all__ = ["WorldDataModule"]
+__all__ = ["PlainVideo", "WorldDataModule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainVideo:
+    """Video mixed into training batches without its actions, so that a pretrained network keeps what it knew.
+
+    Args:
+        root: Folder or fsspec URL of its dataset.
+        share: Share of every global batch; it must give a whole number of samples.
+        validation_scenes: Its scenes kept from training for validation.
+        evaluation_scenes: Its scenes kept from training and validation for the final test.
+    """
+
+    root: str
+    share: float
+    validation_scenes: int = 2
+    evaluation_scenes: int = 2
+
+    def samples(self, global_batch: int) -> int:
+        """Return how many samples of a global batch are plain.
+
+        Raises:
+            ValueError: If the share gives none, all, or no whole number of them.
+        """
+        count = round(self.share * global_batch)
+        if not 0 < count < global_batch or abs(count - self.share * global_batch) > 1e-6:
+            near = min(max(count, 1), global_batch - 1) / global_batch
+            raise ValueError(
+                f"plain.share={self.share:g} of global_batch={global_batch} must be a whole number "
+                f"of samples, neither none nor all; use e.g. {near:g}, or another global_batch (2 or more)."
+            )
+        return count
 
 
 class WorldDataModule(LightningDataModule):
-    """Yields `relic.types.Batch` from a dataset of shards with an index.
+    """Yields `relic.types.Batch` from a dataset of shards with an index; for training on a mixture, `Mixed`.
 
     Every draw is a pure function of (seed, batch index, place in the global batch); the batch index counts
     consumed training batches, runs on across epochs and is saved with checkpoints. So two ranks read what
@@ -44,6 +78,7 @@ class WorldDataModule(LightningDataModule):
         max_corrupt: Share of unreadable samples above which the run fails.
         vae: File of VAE weights that latents must come from; None does not check.
         words: Length of the text in word ids.
+        plain: Video that takes a share of each training batch, without its actions; None mixes none.
 
     Raises:
         ValueError: In the constructor for settings out of range; in `setup` if the dataset does not fit them.
@@ -68,6 +103,7 @@ class WorldDataModule(LightningDataModule):
         max_corrupt: float = 0.01,
         vae: str | None = None,
         words: int = 32,
+        plain: PlainVideo | None = None,
     ) -> None:
         super().__init__()
         for name, share in (("palindromes", palindromes), ("balance", balance), ("max_corrupt", max_corrupt)):
@@ -110,12 +146,36 @@ class WorldDataModule(LightningDataModule):
             Storage(root), size=(clip.height, clip.width), content=content, words=words
         )
         self._rows: dict[Split, tuple[Row, ...]] = {}
+        self._plain = self._plain_module(plain) if plain is not None else None
+        self._steered = global_batch - (plain.samples(global_batch) if plain is not None else 0)
         self._resumed = 0  # the batch index loaded from a checkpoint
         self._processed_before = 0  # batches the trainer counted before that one
+
+    def _plain_module(self, plain: PlainVideo) -> WorldDataModule:
+        return WorldDataModule(
+            root=plain.root,
+            clip=self.clip,
+            content=self.content,
+            global_batch=plain.samples(self.global_batch),
+            batches_per_epoch=self.batches_per_epoch,
+            workers=self.workers,
+            seed=derive_seed(self.seed, "plain"),  # else its samples would share keys with the others
+            palindromes=self.palindromes,
+            balance=0.0,  # by actions, which are not used here
+            validation_scenes=plain.validation_scenes,
+            evaluation_scenes=plain.evaluation_scenes,
+            validation_windows=self.validation_windows,
+            max_corrupt=self.max_corrupt,
+            vae=self.vae,
+            words=self.words,
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Read the index and check all that can be checked before time is spent."""
         self._check_trainer()
+        if self._plain is not None and stage in ("fit", None):
+            self._plain.trainer = self.trainer
+            self._plain.setup(stage)
         index = Index.open(self.root)
         self._say_what_is_left_out(index)
         rows = rows_of(index, content=self.content)
@@ -143,11 +203,16 @@ class WorldDataModule(LightningDataModule):
                 f"{'; ...' if len(invalid) > 5 else ''}"
             )
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> BatchLoader | MixedLoader:
         windows = [self._windows("train", num_frames) for num_frames in self.clip.horizons]
         plan = TrainPlan(windows=windows, seed=self.seed, palindromes=self.palindromes)
         self._processed_before = self._processed() - self._resumed if self._resumed else 0
-        return self._loader(plan, self._training_places, length=self.batches_per_epoch, keep_workers=True)
+        loader = self._loader(plan, self._training_places, length=self.batches_per_epoch, keep_workers=True)
+        if self._plain is None:
+            return loader
+        plain = self._plain.train_dataloader()
+        assert isinstance(plain, BatchLoader)  # it has no plain part of its own
+        return MixedLoader(loader, plain)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._fixed_loader("validation") if self.validation_scenes else []
@@ -168,6 +233,8 @@ class WorldDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict["batch_index"]
+        if self._plain is not None:
+            self._plain.load_state_dict(state_dict)
 
     def _processed(self) -> int:
         if self.trainer is None:
@@ -181,7 +248,7 @@ class WorldDataModule(LightningDataModule):
         if self.trainer is None:
             self._resumed += self.batches_per_epoch  # alone, each pass over the loader is an epoch
         for batch_index in range(first, first + self.batches_per_epoch):
-            yield [Place(batch_index, place) for place in self._share(self.global_batch)]
+            yield [Place(batch_index, place) for place in self._share(self._steered)]
 
     def _fixed_loader(self, split: Split) -> BatchLoader:
         windows = self._windows(split, self.clip.max_frames)
@@ -225,7 +292,7 @@ class WorldDataModule(LightningDataModule):
                 "this data module shares batches among ranks itself, so that two ranks read what one would; "
                 "construct the trainer with Trainer(use_distributed_sampler=False)."
             )
-        self._share(self.global_batch)
+        self._share(self._steered)
         self._share(self.validation_windows)
 
 

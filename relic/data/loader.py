@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from relic.data.collate import Sample, collate
 from relic.data.reader import WindowReader
 from relic.data.sampling import Plan
-from relic.types import Batch
+from relic.types import Batch, Mixed
 
-__all__ = ["BatchLoader", "Failure", "Place", "WindowDataset"]
+__all__ = ["BatchLoader", "Failure", "MixedLoader", "Place", "WindowDataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,27 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take nothing, see `state_dict`."""
+
+
+class MixedLoader:
+    """Yields a batch of each of two loaders as one `Mixed`."""
+
+    def __init__(self, steered: BatchLoader, plain: BatchLoader) -> None:
+        self.steered, self.plain = steered, plain
+
+    def __len__(self) -> int:
+        return len(self.steered)
+
+    def __iter__(self) -> Iterator[Mixed]:
+        for steered, plain in zip(self.steered, self.plain, strict=True):
+            yield Mixed(steered, plain)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing, see `BatchLoader.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing, see `BatchLoader.state_dict`."""
 
 
 class _Fresh:

@@ -62,7 +62,7 @@ def rank_places(global_batch: int, *, rank: int, world_size: int) -> range:
     if global_batch % world_size:
         raise ValueError(
             f"a batch of {global_batch} cannot be shared by {world_size} ranks; global_batch and "
-            f"validation_windows must be multiples of {world_size}."
+            f"validation_windows must be multiples of {world_size}, and so must the parts of a mixture."
         )
     return range(rank, global_batch, world_size)
 

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
-from relic.parallel import Compute, gathered_state, shard_network
+from relic.parallel import Compute, gathered, shard_network
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
 
@@ -90,6 +90,13 @@ class RelicModule(LightningModule):
     def prepare_for_training(self, net: nn.Module) -> None:
         """Change how `net` is executed (checkpointing, compilation); parameter names must stay."""
 
+    def begin_tuning(self, net: nn.Module) -> None:
+        """Choose what of `net`, loaded, learns. If that changes names, `plain_weights` must undo it."""
+
+    def plain_weights(self, net: nn.Module) -> Mapping[str, Tensor]:
+        """Return the weights of the trained or averaged network under the names that `build` gives them."""
+        return net.state_dict()
+
     def shard(self, net: nn.Module, mesh: DeviceMesh) -> None:
         """Shard `net`, trained or averaged, over the ranks of a mesh; a stage with blocks names them."""
         shard_network(net, (), mesh=mesh, plan=Compute())
@@ -120,11 +127,13 @@ class RelicModule(LightningModule):
             if self.init is not None and device.type != "meta":
                 with self._seeded():  # what the file lacks is drawn
                     load_weights(part, self.init, kind=self.kind, device=device)
+        self.begin_tuning(net)
         self.net, self.ema = net, ema
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        with torch.random.fork_rng(devices=[]):
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(keyed_generator(self.seed, self.stage, "weights").initial_seed())
             yield
 
@@ -164,7 +173,9 @@ class RelicModule(LightningModule):
         self.ema_updates += 1
         updates = int(self.ema_updates)
         decay = min(self.ema_decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.trained.parameters()), 1.0 - decay)
+        weights = self.plain_weights(self.trained)
+        names, means = zip(*self.ema.named_parameters(), strict=True)
+        torch._foreach_lerp_(list(means), [weights[name] for name in names], 1.0 - decay)
         for mean, buffer in zip(self.ema.buffers(), self.trained.buffers(), strict=True):
             mean.copy_(buffer)
 
@@ -194,7 +205,7 @@ class RelicModule(LightningModule):
 
     def export(self, path: Path) -> None:
         """Write the (averaged) weights with a header that rebuilds the network. Every rank has to call it."""
-        weights = gathered_state(self.averaged)
+        weights = gathered(self.plain_weights(self.averaged))
         if self.global_rank == 0:
             save_weights(path, weights, kind=self.kind, config=self.export_config())
             rank_zero_info(f"Wrote {path}")

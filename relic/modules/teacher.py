@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -19,6 +19,7 @@ from relic.nn.denoiser import Denoiser, EulerSampler
 from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
 from relic.nn.tiny_vae import TinyVAE
+from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.ops.actions import controls_of, encode_actions
 from relic.ops.flow import add_noise, velocity_of
 from relic.ops.losses import Sampling, Weighting, draw_sigma, flow_matching_loss, level_weight
@@ -26,15 +27,25 @@ from relic.ops.randomness import derive_seed
 from relic.ops.video import from_uint8, to_uint8
 from relic.ops.words import word_ids
 from relic.parallel import Compute, apply_compute, shard_network
-from relic.types import Batch, Clip, ClipSpec, Controls, latents_of
+from relic.types import Batch, Clip, ClipSpec, Controls, Mixed, latents_of
 
 __all__ = ["TeacherExtension"]
+
+FirstLatent = Literal["clean", "noised", "unscored"]
+# share of the noise level that the first latent gets, and its weight in the loss
+FIRST_LATENT: dict[FirstLatent, tuple[float, float]] = {
+    "clean": (0.0, 0.0),
+    "noised": (1.0, 1.0),
+    "unscored": (1.0, 0.0),
+}
 
 
 class TeacherExtension(RelicModule):
     """Fit a bidirectional denoiser to follow the camera, by flow matching on velocity.
 
-    The first latent is the clean image latent at noise level 0, in the input and out of the loss.
+    The first latent is the clean image latent at noise level 0, in the input and out of the loss. A network
+    without control (`net.control: null`) is fitted on plain video; `init.missing` starts one with control
+    from it. Of a `Mixed` batch the plain part is denoised without controls.
 
     Args:
         net: Sizes of the DiT.
@@ -42,6 +53,10 @@ class TeacherExtension(RelicModule):
         words: Trained word table for small worlds; null if batches carry prompt embeddings.
         vae: Weights of the autoencoder (safetensors); needed to fit on video, and to sample.
         init: Weights of an earlier stage to start from; null starts fresh.
+        tuning: Which weights learn: all (`{}`), the control layers first (`{control_steps: 500}`), or control
+            layers and an update of low rank (`{rank: 16}`).
+        first_latent: `clean`, or `noised` like the others and in the loss, as in text-to-video pre-training;
+            such a network is a start, and not for sampling from an image.
         level_sampling: How noise levels are drawn: `uniform` or `logit_normal`, then shifted.
         level_shift: Shift of the noise levels towards noise; 1 for none.
         level_weighting: Weight of the loss by noise level: `none` or the `bell` of public Wan fine-tunes.
@@ -66,6 +81,8 @@ class TeacherExtension(RelicModule):
         words: WordTableConfig | None = None,
         vae: str | None = None,
         init: WeightsSource | None = None,
+        tuning: FullTuning | ControlFirst | LowRank = FullTuning(),  # noqa: B008 - frozen
+        first_latent: Literal["clean", "noised"] = "clean",
         level_sampling: Sampling = "uniform",
         level_shift: float = 1.0,
         level_weighting: Weighting = "none",
@@ -84,6 +101,8 @@ class TeacherExtension(RelicModule):
         if words is not None and words.width != net.text_width:
             raise ValueError(f"words.width={words.width} must equal net.text_width={net.text_width}.")
         self.net_config, self.clip, self.words = net, clip, words
+        self.tuning: FullTuning | ControlFirst | LowRank = tuning
+        self.first_latent: FirstLatent = first_latent
         self.level_sampling, self.level_shift, self.level_weighting = (
             level_sampling,
             level_shift,
@@ -107,7 +126,23 @@ class TeacherExtension(RelicModule):
         apply_compute(net.dit, self.compute)
 
     def shard(self, net: Any, mesh: DeviceMesh) -> None:
+        if isinstance(self.tuning, LowRank):
+            raise ValueError(
+                f"tuning={self.tuning} cannot be sharded; what it trains fits on a device: use strategy ddp."
+            )
         shard_network(net, net.dit.blocks, mesh=mesh, plan=self.compute)
+
+    def begin_tuning(self, net: Any) -> None:
+        self.tuning.prepare(net, seed=self.seed)
+
+    def plain_weights(self, net: Any) -> Mapping[str, Tensor]:
+        return self.tuning.plain_weights(net)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # not by requires_grad: under DDP a parameter must not stop or start to take part
+        for name, parameter in self.trained.named_parameters():
+            if not self.tuning.trains(name, step=self.trainer.global_step):
+                parameter.grad = None
 
     def export_config(self) -> Mapping[str, Any]:
         return {
@@ -135,34 +170,57 @@ class TeacherExtension(RelicModule):
         return self.vae.net
 
     def controls(self, batch: Batch) -> Controls | None:
-        """Return what steers the camera in this batch; override to fit without actions."""
-        return controls_of(batch.actions)
+        """Return what steers the camera in this batch: nothing, if the network has no control."""
+        return controls_of(batch.actions) if self.net_config.control is not None else None
 
     def denoising_loss(
-        self, net: Denoiser, batch: Batch, *, sigma: Tensor, purpose: str, drop_text: Tensor | None = None
+        self,
+        net: Denoiser,
+        batch: Batch,
+        *,
+        sigma: Tensor,
+        purpose: str,
+        drop_text: Tensor | None = None,
+        control: Literal["actions", "none"] = "actions",
+        first_latent: FirstLatent | None = None,
     ) -> Tensor:
-        """Return the flow-matching loss per sample (b,) at noise levels sigma (b,)."""
+        """Return the flow-matching loss per sample (b,) at noise levels sigma (b,).
+
+        control: `none` denoises plain video, whatever the batch's actions are. first_latent: as in the class,
+        or `unscored`: noised, and out of the loss; None for that of the class.
+        """
         x0 = self.clean_latents(batch)
         noise = self.normal(batch.key, purpose, like=x0)
-        moving = torch.ones(x0.shape[:2], device=x0.device)
-        moving[:, 0] = 0.0  # the image latent
+        moving, scored = torch.ones(2, *x0.shape[:2], device=x0.device)
+        moving[:, 0], scored[:, 0] = FIRST_LATENT[first_latent or self.first_latent]
         per_latent = sigma[:, None] * moving
         velocity = net(
             add_noise(x0, noise, sigma=per_latent),
             sigma=per_latent,
             text=batch.text,
-            controls=self.controls(batch),
+            controls=self.controls(batch) if control == "actions" else None,
             drop_text=drop_text,
         )
-        return flow_matching_loss(velocity, velocity_of(x0, noise), weight=moving)
+        return flow_matching_loss(velocity, velocity_of(x0, noise), weight=scored)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | Mixed, batch_idx: int) -> Tensor:
+        if isinstance(batch, Batch):
+            return self._training_loss(batch, log="train/loss_flow")
+        # not one pass: without controls a network computes what it was pretrained to, not a null action
+        steered = self._training_loss(batch.steered, log="train/loss_flow")
+        plain = self._training_loss(batch.plain, log="train/loss_flow_plain", control="none")
+        share = len(batch.plain.key) / (len(batch.steered.key) + len(batch.plain.key))
+        return steered.lerp(plain, share)
+
+    def _training_loss(self, batch: Batch, *, log: str, **conditions: Any) -> Tensor:
         u = self.uniform(batch.key, "sigma")
         sigma = draw_sigma(u, sampling=self.level_sampling, shift=self.level_shift)
         drop = self.uniform(batch.key, "prompt") < self.prompt_dropout
-        losses = self.denoising_loss(self.trained, batch, sigma=sigma, purpose="noise", drop_text=drop)
+        losses = self.denoising_loss(
+            self.trained, batch, sigma=sigma, purpose="noise", drop_text=drop, **conditions
+        )
         loss = (level_weight(sigma, weighting=self.level_weighting) * losses).mean()
-        self.log("train/loss_flow", loss, prog_bar=True, batch_size=len(batch.key))
+        self.log(log, loss, prog_bar=True, batch_size=len(batch.key))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -175,14 +233,26 @@ class TeacherExtension(RelicModule):
     test_step = validation_step
 
     @torch.no_grad()
-    def bucket_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def bucket_losses(
+        self,
+        batch: Batch,
+        *,
+        control: Literal["actions", "none"] = "actions",
+        first_latent: FirstLatent | None = None,
+        rope: Literal["own", "plain"] = "own",
+    ) -> dict[str, Tensor]:
         """Return the averaged network's loss in equal ranges of sigma, keyed "0.00-0.25" and so on;
         unweighted.
+
+        control, first_latent: see `denoising_loss`. rope: `plain` measures without YaRN, at factor 1.
         """
+        net = self.averaged if rope == "own" else self.averaged.at_rope_factor(1.0)
+        conditions: dict[str, Any] = {"control": control, "first_latent": first_latent}
         count, losses = self.validation_buckets, {}
         for bucket in range(count):
             sigma = (bucket + self.uniform(batch.key, f"bucket {bucket}")) / count
-            loss = self.denoising_loss(self.averaged, batch, sigma=sigma, purpose=f"validation {bucket}")
+            purpose = f"validation {bucket}"
+            loss = self.denoising_loss(net, batch, sigma=sigma, purpose=purpose, **conditions)
             losses[f"{bucket / count:.2f}-{(bucket + 1) / count:.2f}"] = loss.mean()
         return losses
 

@@ -17,9 +17,21 @@ from torch import Tensor, nn
 from relic.ops.actions import CHANNELS
 from relic.types import TIME_STRIDE, Controls
 
-__all__ = ["BlockControl", "ControlConfig", "ControlEncoders", "ControlStates", "group_frames"]
+__all__ = [
+    "BlockControl",
+    "ControlConfig",
+    "ControlEncoders",
+    "ControlStates",
+    "group_frames",
+    "is_control",
+]
 
 POSE_FEATURES = 9
+
+
+def is_control(name: str) -> bool:
+    """Return whether a parameter of that name belongs to the camera control."""
+    return "control" in name.split(".")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import overload
 
@@ -84,6 +85,14 @@ class Denoiser(nn.Module):
         if memory is None:
             return self.dit(latents, sigma=sigma, text=text, controls=controls)
         return self.dit(latents, sigma=sigma, text=text, controls=controls, memory=memory)
+
+    def at_rope_factor(self, factor: float) -> Denoiser:
+        """Return this network with another YaRN factor; both share their weights."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.dit = copy.copy(self.dit)
+        other.dit.config = replace(self.dit.config, rope_factor=factor)
+        return other
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ __all__ = [
     "controls_of",
     "decode_actions",
     "encode_actions",
+    "exchange_actions",
     "from_keys",
     "integrate",
     "mean_step",
@@ -164,3 +165,17 @@ def mirror_actions(actions: Tensor) -> Tensor:
     for positive, negative in TRANSLATION_PAIRS + ROTATION_PAIRS:
         order[positive], order[negative] = negative, positive
     return actions[..., order]
+
+
+def exchange_actions(actions: Tensor) -> Tensor:
+    """Swap actions (b, f, 13) between clips of similar mean speed, so that only the motion is wrong.
+
+    Clips are ranked by mean speed (d̄ a frame plus degrees a frame over two) and neighbours swap. Of an odd
+    number the fastest clip keeps its own.
+    """
+    speed = actions[..., :6].sum(-1).mean(1) + actions[..., 6:12].sum(-1).mean(1) / 2
+    order = speed.argsort()
+    order = order[: len(order) // 2 * 2]
+    swapped = actions.clone()
+    swapped[order[0::2]], swapped[order[1::2]] = actions[order[1::2]], actions[order[0::2]]
+    return swapped

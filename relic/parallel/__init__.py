@@ -1,6 +1,6 @@
 """Parallelism and memory savings, applied from outside to single-device networks."""
 
 from relic.parallel.apply import Compute, apply_compute
-from relic.parallel.shard import gathered_state, shard_network
+from relic.parallel.shard import gathered, shard_network
 
-__all__ = ["Compute", "apply_compute", "gathered_state", "shard_network"]
+__all__ = ["Compute", "apply_compute", "gathered", "shard_network"]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from relic.parallel.apply import Compute
 
-__all__ = ["gathered_state", "shard_network"]
+__all__ = ["gathered", "shard_network"]
 
 
 def shard_network(net: nn.Module, blocks: Iterable[nn.Module], *, mesh: DeviceMesh, plan: Compute) -> None:
@@ -31,9 +31,12 @@ def shard_network(net: nn.Module, blocks: Iterable[nn.Module], *, mesh: DeviceMe
     fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def gathered_state(net: nn.Module) -> dict[str, Any]:
-    """Return the whole state of a network on the CPU: on rank 0, and empty on the others if it is sharded.
-
-    Every rank has to call it.
-    """
-    return get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+def gathered(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights whole on the CPU; of sharded ones, on rank 0 only. Every rank has to call it."""
+    keeps = not dist.is_initialized() or dist.get_rank() == 0
+    whole = {}
+    for name, value in weights.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if keeps:
+            whole[name] = full.detach().cpu()
+    return whole

@@ -14,6 +14,7 @@ from relic.ops.actions import (
     controls_of,
     decode_actions,
     encode_actions,
+    exchange_actions,
     from_keys,
     integrate,
     mean_step,
@@ -383,3 +384,12 @@ def test_the_null_action_is_all_zeros_without_a_pose_and_is_not_static():
     assert controls.poses is None
     assert torch.equal(controls.actions, torch.zeros(2, 9, 13))
     assert not torch.equal(controls.actions[0, 0], from_keys(["static"]).float())
+
+
+def test_exchanged_actions_are_those_of_the_neighbour_in_speed():
+    actions = torch.zeros(4, 5, 13)
+    actions[:, 1:, 0] = torch.tensor([0.3, 0.9, 0.2, 1.0])[:, None]
+    actions[0, 1:, 9] = 1e-3  # not only the speed is exchanged
+    assert torch.equal(exchange_actions(actions), actions[[2, 3, 0, 1]])
+    assert torch.equal(exchange_actions(exchange_actions(actions)), actions)
+    assert torch.equal(exchange_actions(actions[:3]), actions[[2, 1, 0]])
