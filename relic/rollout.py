@@ -133,6 +133,12 @@ class Rollout:
             )
         if memory.latents:
             raise ValueError(f"The memory holds {memory.latents} latents of another stream: reset it first.")
+        factors = net.dit.config.rope_factor, memory.plan.rope_factor
+        if factors[0] != factors[1]:
+            raise ValueError(
+                f"The network's rope_factor={factors[0]} and the memory's {factors[1]} must be equal, else old "
+                "keys lie elsewhere in time than new ones; plan the memory with MemoryPlan.of(net.dit.config)."
+            )
         self.net, self.memory, self.noise = net, memory, noise
         self.sampler, self.exit_step = sampler, exit_step
         self._odometry: Odometry | None = None
