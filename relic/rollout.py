@@ -136,8 +136,8 @@ class Rollout:
         factors = net.dit.config.rope_factor, memory.plan.rope_factor
         if factors[0] != factors[1]:
             raise ValueError(
-                f"The network's rope_factor={factors[0]} and the memory's {factors[1]} must be equal, or old keys "
-                "lie elsewhere in time than new ones; use MemoryPlan.of(net.dit.config, ...)."
+                f"The network's rope_factor={factors[0]} and the memory's {factors[1]} must be equal, or old "
+                "keys lie elsewhere in time than new ones; use MemoryPlan.of(net.dit.config, ...)."
             )
         self.net, self.memory, self.noise = net, memory, noise
         self.sampler, self.exit_step = sampler, exit_step
