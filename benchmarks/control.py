@@ -97,7 +97,7 @@ def main() -> None:
         true = loss(module, batch)
         exchanged = loss(module, batch._replace(actions=exchange_actions(batch.actions)))
         mirrored = loss(module, batch._replace(actions=mirror_actions(batch.actions)))
-        steps = int(module.ema_updates)
+        steps = module.ema_updates
         gain = 1 - true / exchanged
         row = f"{seed:>4} {steps:>6} {seconds:>8.0f} {true:>8.4f} {exchanged:>10.4f} {mirrored:>9.4f}"
         print(f"{row} {gain:>7.1%}", flush=True)

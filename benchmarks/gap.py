@@ -190,7 +190,7 @@ def fit_prior(
             )  # fmt: skip
             data = latents_module(args, latents, held=PLAIN_HELD, clip=clip, vae=str(vae))
             fit(args, module, data, root=root, seconds=args.seconds[1])
-            print(f"prior: {int(module.ema_updates)} steps", flush=True)
+            print(f"prior: {module.ema_updates} steps", flush=True)
     rope = "match" if args.rope_factor == 1.0 else "restate"
     return WeightsSource(path=str(product), missing=("control",), rope_factor=rope)
 

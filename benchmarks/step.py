@@ -19,7 +19,6 @@ import lightning
 import torch
 from lightning import Callback, Trainer
 from machine import describe_machine
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from relic.modules import TeacherExtension
@@ -27,6 +26,7 @@ from relic.nn.dit import DiTConfig
 from relic.parallel import Compute
 from relic.types import PATCH, Batch, ClipSpec, latents_of
 
+WARM_UP = 3  # steps: kernels are compiled and chosen
 PEAK = 989e12  # dense bf16 FLOP/s of an H100 SXM, by its data sheet
 NETS = {"tiny": DiTConfig.tiny, "1b": DiTConfig.wan_1b, "14b": DiTConfig.wan_14b}
 
@@ -59,15 +59,28 @@ class Unexported(TeacherExtension):
 
 
 class Stopwatch(Callback):
-    """Notes when each step ends, with the device idle."""
+    """Times all steps after the first few as one stretch: between them the device is not waited for."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, *, warm_up: int) -> None:
+        self.warm_up, self.seconds, self.steps = warm_up, 0.0, 0
+        self._start = 0.0
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.warm_up:
+            self._start = now()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+        self.steps = trainer.global_step - self.warm_up
+
+    def on_train_end(self, *args: Any) -> None:
+        self.seconds = now() - self._start
+
+
+def now() -> float:
+    """Return the time in seconds, with the device idle."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def flops_of_a_step(config: DiTConfig, *, parameters: int, latents: int, tokens: int, batch: int) -> float:
@@ -75,10 +88,6 @@ def flops_of_a_step(config: DiTConfig, *, parameters: int, latents: int, tokens:
     pairs = tokens**2 + tokens * config.text_length
     attention = 4 * config.depth * config.width * pairs  # q·k and p·v, a multiplication and an addition each
     return batch * (6.0 * parameters * tokens + 3.0 * attention)
-
-
-def median(values: list[float]) -> float:
-    return float(Tensor(values).median())
 
 
 def main() -> None:
@@ -99,16 +108,16 @@ def main() -> None:
     clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
     compute = Compute(keep=args.keep, compile_blocks=not args.eager, residual=args.residual)
     gpu = torch.cuda.is_available()
-    watch = Stopwatch()
+    watch = Stopwatch(warm_up=WARM_UP)
     trainer = Trainer(
-        max_steps=args.steps + 3, accelerator="auto", devices=1, precision="bf16-mixed" if gpu else "32-true",
-        logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        use_distributed_sampler=False, limit_val_batches=0, callbacks=[watch], gradient_clip_val=1.0,
-        default_root_dir=tempfile.mkdtemp(),
+        max_steps=args.steps + WARM_UP, accelerator="auto", devices=1, gradient_clip_val=1.0,
+        precision="bf16-mixed" if gpu else "32-true", logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False,
+        limit_val_batches=0, callbacks=[watch], default_root_dir=tempfile.mkdtemp(),
     )  # fmt: skip
     module = Unexported(net=config, clip=clip, compute=compute)
-    trainer.fit(module, RandomLatents(config, clip, batch=args.batch, steps=args.steps + 3))
-    seconds = median([b - a for a, b in zip(watch.ends[2:], watch.ends[3:], strict=False)])
+    trainer.fit(module, RandomLatents(config, clip, batch=args.batch, steps=args.steps + WARM_UP))
+    seconds = watch.seconds / watch.steps
     parameters = sum(p.numel() for p in module.trained.parameters())
     latents = latents_of(args.frames)
     tokens = latents * (clip.latent_height // PATCH) * (clip.latent_width // PATCH)

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
 from relic.parallel import Compute, gathered, shard_network
+from relic.types import Batch, Mixed
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
 
@@ -26,6 +27,15 @@ __all__ = ["Frozen", "RelicModule", "adamw"]
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """AdamW as most stages use it; every value can be overridden from a config."""
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+def keys_from(batch: Any, moved: Any) -> Any:
+    """Return `moved` with the keys of `batch`, for each `Batch` in it."""
+    if isinstance(batch, Batch):
+        return moved._replace(key=batch.key)
+    if isinstance(batch, Mixed):
+        return Mixed(*(keys_from(a, b) for a, b in zip(batch, moved, strict=True)))
+    return moved
 
 
 class Frozen(nn.Module):
@@ -54,7 +64,6 @@ class RelicModule(LightningModule):
 
     stage: ClassVar[str]
     kind: ClassVar[str]
-    ema_updates: Tensor
 
     def __init__(
         self,
@@ -77,7 +86,7 @@ class RelicModule(LightningModule):
         self.seed = seed
         self.net: nn.Module | None = None
         self.ema: nn.Module | None = None
-        self.register_buffer("ema_updates", torch.zeros((), dtype=torch.int64))
+        self.ema_updates = 0  # on the host: asking a device for a count would stall it at every step
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -150,6 +159,11 @@ class RelicModule(LightningModule):
         net = self.trained
         return net if self.ema is None else self.ema
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch, but for its keys: noise is seeded from them on the host, which would have to wait."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return keys_from(batch, moved)
+
     # -- optimisation ----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
@@ -171,13 +185,18 @@ class RelicModule(LightningModule):
         if self.ema is None or self.ema_decay is None:
             return
         self.ema_updates += 1
-        updates = int(self.ema_updates)
-        decay = min(self.ema_decay, (1 + updates) / (10 + updates))
+        decay = min(self.ema_decay, (1 + self.ema_updates) / (10 + self.ema_updates))
         weights = self.plain_weights(self.trained)
         names, means = zip(*self.ema.named_parameters(), strict=True)
         torch._foreach_lerp_(list(means), [weights[name] for name in names], 1.0 - decay)
         for mean, buffer in zip(self.ema.buffers(), self.trained.buffers(), strict=True):
             mean.copy_(buffer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema_updates"] = self.ema_updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema_updates = checkpoint["ema_updates"]
 
     # -- keyed randomness ------------------------------------------------------------------------------------
 
