@@ -21,6 +21,7 @@ from lightning import Callback, Trainer
 from machine import describe_machine
 from torch.utils.data import DataLoader
 
+from relic.data.collate import keys_from
 from relic.modules import TeacherExtension
 from relic.nn.dit import DiTConfig
 from relic.parallel import Compute
@@ -49,6 +50,9 @@ class RandomLatents(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader([self.batch] * self.steps, batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return keys_from(batch, super().transfer_batch_to_device(batch, device, dataloader_idx))
 
 
 class Unexported(TeacherExtension):

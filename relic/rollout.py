@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,48 +21,14 @@ from torch import Tensor
 from relic.nn.context import Fresh, Prompt
 from relic.nn.denoiser import Denoiser
 from relic.nn.memory import Memory
+from relic.nn.student import FewSteps
 from relic.ops.camera import pose_features
-from relic.ops.flow import add_noise, sigma_schedule, x0_of
+from relic.ops.flow import add_noise, x0_of
 from relic.ops.odometry import Odometry, advance
 from relic.ops.randomness import keyed_normal
 from relic.types import TIME_STRIDE, Block, Controls
 
 __all__ = ["FewSteps", "KeyedNoise", "Noise", "Rollout", "Trace"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewSteps:
-    """How a block is denoised and what of it is remembered.
-
-    Args:
-        steps: Denoising steps a block.
-        shift: Warp of the noise levels towards noise; 4 steps shifted by 5 are the timesteps 1000, 937.5,
-            833.3 and 625.
-        context: What is committed: `clean`, keys and values of one more pass over the finished block at noise
-            level 0, or `last_step`, those of the last denoising step, which saves that pass.
-    """
-
-    steps: int = 4
-    shift: float = 5.0
-    context: Literal["clean", "last_step"] = "clean"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1; 4 is the published number.")
-        if self.shift < 1.0:
-            raise ValueError(f"shift={self.shift} must be at least 1 (none).")
-        if self.context not in ("clean", "last_step"):
-            raise ValueError(f"context={self.context!r} must be 'clean' or 'last_step'.")
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """The noise level of each step, from 1 down."""
-        return tuple(sigma_schedule(self.steps, shift=self.shift)[:-1].tolist())
-
-    @property
-    def context_level(self) -> float:
-        """The noise level at which blocks are committed; the image always is at 0."""
-        return 0.0 if self.context == "clean" else self.levels[-1]
 
 
 class Noise(Protocol):
@@ -124,7 +90,7 @@ class Rollout:
         memory: Memory,
         *,
         noise: Noise,
-        sampler: FewSteps = FewSteps(),
+        sampler: FewSteps = FewSteps(),  # noqa: B008 - frozen
         exit_step: int | None = None,
     ) -> None:
         if exit_step is not None and not 0 <= exit_step < sampler.steps:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from relic.types import Batch
+from relic.types import Batch, Mixed
 
-__all__ = ["Content", "Sample", "collate"]
+__all__ = ["Content", "Sample", "collate", "keys_from"]
 
 Content = Literal["latents", "trajectory", "video"]
 
@@ -44,3 +44,14 @@ def collate(samples: Sequence[Sample], *, content: Content, stacked: Tensor | No
         d_bar=torch.tensor([sample.d_bar for sample in samples], dtype=torch.float64),
         key=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
     )
+
+
+def keys_from(batch: Any, moved: Any) -> Any:
+    """Return a batch moved to a device, its keys left where they were: noise is seeded from them on the host,
+    which would have to wait for the device.
+    """
+    if isinstance(batch, Batch):
+        return moved._replace(key=batch.key)
+    if isinstance(batch, Mixed):
+        return Mixed(*(keys_from(a, b) for a, b in zip(batch, moved, strict=True)))
+    return moved

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from relic.data.collate import keys_from
 from relic.data.index import Index, Row
 from relic.data.loader import BatchLoader, MixedLoader, Place, WindowDataset
 from relic.data.reader import WindowReader
@@ -202,6 +203,10 @@ class WorldDataModule(LightningDataModule):
                 f"{self.root}: {len(invalid)} of {len(index.rows)} samples are invalid and left out: {named}"
                 f"{'; ...' if len(invalid) > 5 else ''}"
             )
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Move a batch, but for its keys."""
+        return keys_from(batch, super().transfer_batch_to_device(batch, device, dataloader_idx))
 
     def train_dataloader(self) -> BatchLoader | MixedLoader:
         windows = [self._windows("train", num_frames) for num_frames in self.clip.horizons]

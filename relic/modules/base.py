@@ -19,7 +19,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
 from relic.parallel import Compute, gathered, shard_network
-from relic.types import Batch, Mixed
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
 
@@ -27,15 +26,6 @@ __all__ = ["Frozen", "RelicModule", "adamw"]
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """AdamW as most stages use it; every value can be overridden from a config."""
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
-
-
-def keys_from(batch: Any, moved: Any) -> Any:
-    """Return `moved` with the keys of `batch`, for each `Batch` in it."""
-    if isinstance(batch, Batch):
-        return moved._replace(key=batch.key)
-    if isinstance(batch, Mixed):
-        return Mixed(*(keys_from(a, b) for a, b in zip(batch, moved, strict=True)))
-    return moved
 
 
 class Frozen(nn.Module):
@@ -63,7 +53,8 @@ class RelicModule(LightningModule):
     """
 
     stage: ClassVar[str]
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # of the file it writes
+    starts_from: ClassVar[str | None] = None  # kind of the file in `init`, if another
 
     def __init__(
         self,
@@ -114,7 +105,7 @@ class RelicModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.init is not None:
-            check_source(self.init, kind=self.kind)  # fails before time is spent
+            check_source(self.init, kind=self.starts_from or self.kind)  # fails before time is spent
 
     def configure_model(self) -> None:
         if self.net is not None:
@@ -135,7 +126,7 @@ class RelicModule(LightningModule):
                 self.shard(part, self.device_mesh["data_parallel"])
             if self.init is not None and device.type != "meta":
                 with self._seeded():  # what the file lacks is drawn
-                    load_weights(part, self.init, kind=self.kind, device=device)
+                    load_weights(part, self.init, kind=self.starts_from or self.kind, device=device)
         self.begin_tuning(net)
         self.net, self.ema = net, ema
 
@@ -158,11 +149,6 @@ class RelicModule(LightningModule):
         """The network that is validated, sampled and exported: the moving average if there is one."""
         net = self.trained
         return net if self.ema is None else self.ema
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch, but for its keys: noise is seeded from them on the host, which would have to wait."""
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return keys_from(batch, moved)
 
     # -- optimisation ----------------------------------------------------------------------------------------
 

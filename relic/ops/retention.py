@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "SCHEDULE",
+    "AnyPolicy",
     "Compressed",
     "Full",
     "Policy",
@@ -184,6 +185,9 @@ class Compressed(Policy):
 
     def factor(self, latent: int) -> int:
         return self.schedule[latent % len(self.schedule)]
+
+
+AnyPolicy = Full | Window | SinkWindow | Compressed  # what a config may name, by its fields
 
 
 def _check_window(name: str, latents: int) -> None:
