@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +15,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 
 from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
-from relic.parallel import Compute, gathered, shard_network
+from relic.parallel import Compute, average_gradients, clip_gradients, gathered, shard_network
 
 __all__ = ["Frozen", "RelicModule", "adamw"]
 
@@ -164,6 +165,33 @@ class RelicModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.update_ema()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Run a backward pass where a step has several (manual optimisation). `_step` has to follow: replicas
+        exchange gradients there, once, and not in every pass.
+        """
+        model = self.trainer.model
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            self.manual_backward(loss)
+
+    def _step(
+        self, optimizer: Any, parameters: Iterable[nn.Parameter], *, clip_norm: float | None
+    ) -> Tensor:
+        """Take a step with the gradients that the backward passes before it left, and clear them.
+
+        Return the norm of the gradients, averaged over ranks, before they were clipped to `clip_norm`.
+        """
+        parameters = list(parameters)
+        if self.trainer.scaler is not None:
+            raise ValueError(
+                f"precision={self.trainer.precision!r} scales gradients, so that their norm means nothing; "
+                "use bf16-mixed or 32-true."
+            )
+        average_gradients(parameters)
+        norm = clip_gradients(parameters, limit=clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
 
     @torch.no_grad()
     def update_ema(self) -> None:

@@ -1,6 +1,14 @@
 """Parallelism and memory savings, applied from outside to single-device networks."""
 
 from relic.parallel.apply import Compute, apply_compute
+from relic.parallel.gradients import average_gradients, clip_gradients
 from relic.parallel.shard import gathered, shard_network
 
-__all__ = ["Compute", "apply_compute", "gathered", "shard_network"]
+__all__ = [
+    "Compute",
+    "apply_compute",
+    "average_gradients",
+    "clip_gradients",
+    "gathered",
+    "shard_network",
+]
