@@ -216,6 +216,8 @@ class Rollout:
                     f"The trace is of block {trace.block}; the memory is at block {self.memory.block}: "
                     "reset, prefill, and replay the blocks in order."
                 )
+            # older torch keeps weights as autocast cast them without gradients, and would find them here
+            torch.clear_autocast_cache()
             with torch.enable_grad():
                 x0, _ = self._denoise(trace.xt, trace.sigma, trace.controls, trace.text)
             yield trace, x0

@@ -2,6 +2,7 @@
 
 from relic.modules.autoencoder import Autoencoder
 from relic.modules.base import RelicModule
+from relic.modules.self_forcing import SelfForcing
 from relic.modules.teacher import TeacherExtension
 
-__all__ = ["Autoencoder", "RelicModule", "TeacherExtension"]
+__all__ = ["Autoencoder", "RelicModule", "SelfForcing", "TeacherExtension"]

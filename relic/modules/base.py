@@ -174,9 +174,7 @@ class RelicModule(LightningModule):
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
             self.manual_backward(loss)
 
-    def _step(
-        self, optimizer: Any, parameters: Iterable[nn.Parameter], *, clip_norm: float | None
-    ) -> Tensor:
+    def _step(self, optimizer: Any, parameters: Iterable[nn.Parameter], *, clip_norm: float | None) -> Tensor:
         """Take a step with the gradients that the backward passes before it left, and clear them.
 
         Return the norm of the gradients, averaged over ranks, before they were clipped to `clip_norm`.

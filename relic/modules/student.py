@@ -159,7 +159,10 @@ class StudentModule(RelicModule):
 
     def rollout(self, net: Denoiser, *, noise: Noise, like: Tensor, exit_step: int | None = None) -> Rollout:
         """Return a rollout of `net` with an empty memory for streams like `like` (b, t, c, h, w)."""
-        memory = Memory(self.plan, batch=len(like), dtype=like.dtype, device=like.device)
+        device = like.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else like.dtype  # else attention casts it all
+        memory = Memory(self.plan, batch=len(like), dtype=dtype, device=like.device)
         return Rollout(net, memory, noise=noise, sampler=self.student.sampler, exit_step=exit_step)
 
     @torch.no_grad()

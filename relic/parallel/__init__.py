@@ -2,6 +2,7 @@
 
 from relic.parallel.apply import Compute, apply_compute
 from relic.parallel.gradients import average_gradients, clip_gradients
+from relic.parallel.optimizers import primed
 from relic.parallel.shard import gathered, shard_network
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "average_gradients",
     "clip_gradients",
     "gathered",
+    "primed",
     "shard_network",
 ]

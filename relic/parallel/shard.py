@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from relic.parallel.apply import Compute
@@ -16,17 +16,8 @@ from relic.parallel.apply import Compute
 __all__ = ["gathered", "shard_network"]
 
 
-def shard_network(
-    net: nn.Module,
-    blocks: Iterable[nn.Module],
-    *,
-    mesh: DeviceMesh,
-    plan: Compute,
-    entrances: Collection[str] = (),
-) -> None:
+def shard_network(net: nn.Module, blocks: Iterable[nn.Module], *, mesh: DeviceMesh, plan: Compute) -> None:
     """Shard a network over the ranks of a one-dimensional mesh, in place; a block is gathered when it runs.
-
-    entrances: methods beside `forward` that the network, and each block, is run by.
 
     Weights stay in their own dtype; `plan.gather` is the dtype they are gathered in. Gradients are summed in
     float32. Inputs keep their dtype: rotary tables and noise levels must not be rounded.
@@ -34,14 +25,10 @@ def shard_network(
     policy = MixedPrecisionPolicy(
         param_dtype=getattr(torch, plan.gather), reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    parts = [*blocks, net]
-    for block in parts[:-1]:
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # by default the root stays gathered after a forward pass, and one without a backward never lets go of it
     fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for part in parts:
-        for name in entrances:
-            register_fsdp_forward_method(part, name)
 
 
 def gathered(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

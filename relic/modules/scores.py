@@ -1,0 +1,86 @@
+"""The scores of self-forcing: a teacher, and the critic that starts from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from relic.nn.checkpoints import WeightsSource, load_weights, read_header
+from relic.nn.denoiser import Denoiser
+from relic.nn.student import StudentConfig
+from relic.ops.actions import controls_of
+from relic.ops.flow import add_noise
+from relic.parallel import Compute, apply_compute, shard_network
+from relic.types import Batch
+
+__all__ = ["build_score", "check_teacher", "score_velocity"]
+
+
+def check_teacher(path: str, student: StudentConfig, *, rope_factor: float) -> None:
+    """Compare a teacher's header with a student and its horizon, before time is spent.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else, or a teacher of other sizes or another horizon.
+    """
+    header = read_header(path, kind="teacher")["config"]
+    sizes = dataclasses.asdict(student.net) | {"rope_factor": rope_factor}
+    pairs = {f"net.{name}": (header["dit"].get(name), value) for name, value in sizes.items()}
+    pairs["words"] = header["words"], dataclasses.asdict(student.words) if student.words else None
+    wrong = [
+        f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here
+    ]
+    if wrong:
+        raise ValueError(
+            f"The teacher {path} has other sizes than the student: {'; '.join(wrong)}. Give the teacher that "
+            "the student comes from, and its YaRN factor as teacher_rope_factor."
+        )
+    clip = student.clip
+    there = header["clip"]["height"], header["clip"]["width"], max(header["clip"]["horizons"])
+    here = clip.height, clip.width, clip.max_frames
+    if there != here:
+        sizes_of = "{}x{}, {} frames".format
+        raise ValueError(
+            f"The teacher {path} was fitted on clips of {sizes_of(*there)}, this stage rolls out "
+            f"{sizes_of(*here)}: it would score what it never saw. Give the teacher of this horizon, or set "
+            "data.clip to its clips."
+        )
+
+
+def build_score(
+    source: WeightsSource,
+    student: StudentConfig,
+    *,
+    rope_factor: float,
+    plan: Compute,
+    mesh: DeviceMesh | None,
+    device: torch.device,
+) -> Denoiser:
+    """Return the teacher of a student, executed as `plan` says and sharded over `mesh`.
+
+    On the meta device nothing is loaded.
+    """
+    with torch.device("meta"):  # loaded in a moment, each rank its part
+        net = Denoiser(dataclasses.replace(student.net, rope_factor=rope_factor), student.words)
+    apply_compute(net.dit, plan)
+    if mesh is not None:
+        shard_network(net, net.dit.blocks, mesh=mesh, plan=plan)
+    if device.type != "meta":
+        load_weights(net, source, kind="teacher", device=device)
+    return net
+
+
+def score_velocity(
+    net: Any, x0: Tensor, batch: Batch, *, noise: Tensor, sigma: Tensor, prompt: Literal["own", "none"]
+) -> tuple[Tensor, Tensor]:
+    """Return what a score is given, x0 (b, t, c, h, w) at noise levels sigma (b, t), and its velocity there.
+
+    prompt: the batch's own, or `none` for guidance.
+    """
+    xt = add_noise(x0, noise, sigma=sigma)
+    drop = None if prompt == "own" else torch.ones(len(x0), dtype=torch.bool, device=x0.device)
+    return xt, net(xt, sigma=sigma, text=batch.text, controls=controls_of(batch.actions), drop_text=drop)

@@ -1,0 +1,355 @@
+"""Self-forcing: the student learns from clips it generated itself, as a teacher sees them (paper §4.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from relic.modules.base import Frozen
+from relic.modules.scores import build_score, check_teacher, score_velocity
+from relic.modules.student import StudentModule
+from relic.nn.checkpoints import WeightsSource, file_sha256
+from relic.nn.denoiser import Denoiser
+from relic.nn.dit import DiTConfig
+from relic.nn.student import FewSteps
+from relic.nn.text import WordTableConfig
+from relic.ops.dmd import ScoreLevels, channel_drift, dmd_gradient, mean_error, with_gradient
+from relic.ops.flow import guide, velocity_of, x0_of
+from relic.ops.losses import flow_matching_loss
+from relic.ops.randomness import derive_seed
+from relic.ops.retention import AnyPolicy, Compressed
+from relic.parallel import Compute, primed
+from relic.rollout import KeyedNoise, Trace
+from relic.types import TIME_STRIDE, Batch, ClipSpec
+
+__all__ = ["SelfForcing", "Turns"]
+
+
+def student_adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW as Self-Forcing has it for the student."""
+    return torch.optim.AdamW(parameters, lr=2e-6, betas=(0.0, 0.999), weight_decay=0.01)
+
+
+def critic_adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW as Self-Forcing has it for the critic."""
+    return torch.optim.AdamW(parameters, lr=4e-7, betas=(0.0, 0.999), weight_decay=0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """Whose optimiser takes which step: the critic's for a while, then `ratio` of the critic's to each of the
+    student's, which comes last, when the critic has caught up.
+    """
+
+    ratio: int
+    critic_first: int
+
+    def student_steps(self, steps: int) -> int:
+        """Return how many of the first `steps` steps are the student's."""
+        return max(0, steps - self.critic_first) // (self.ratio + 1)
+
+    def of(self, step: int) -> Literal["student", "critic"]:
+        """Return whose step number `step` is, from 0."""
+        return "student" if self.student_steps(step + 1) > self.student_steps(step) else "critic"
+
+
+class SelfForcing(StudentModule):
+    """Fit a student on its own rollouts: distribution matching (DMD), with replayed back-propagation.
+
+    Every optimiser step has clips of its own, rolled out by the student without gradients from the first
+    latents, actions and prompts of a batch. The critic learns to denoise them. The student follows, in every
+    latent, the difference between what the critic and the frozen teacher would denoise them to; block by
+    block is computed again for that with gradients, so that memory is needed for one block at a time. The
+    first latent is the clean image at noise level 0, for all three networks, and out of every loss.
+
+    `trainer.max_steps` counts the steps of both optimisers: critic_only_steps + N·(critic_ratio + 1) are N
+    steps of the student.
+
+    Args:
+        net: Sizes of the DiT; its `rope_factor` stays that of the student's longest horizon.
+        clip: Shape of the clips; linked from `data.clip` on the command line. Its longest horizon is the one
+            that is rolled out and scored, and has to be the teacher's.
+        teacher: File of the teacher of this horizon: the frozen score, and the critic's start.
+        teacher_rope_factor: Its YaRN factor, which may differ from the student's.
+        words: Trained word table for small worlds; null if batches carry prompt embeddings.
+        vae: Weights of the autoencoder (safetensors); needed to fit on video, and to sample.
+        policy: What the student's memory keeps.
+        sampler: The student's steps, and what is committed.
+        exit_step: Step, from 0, whose prediction is scored and replayed in every block: null for the last, or
+            `random` for one drawn for each batch. All steps run whatever it is.
+        guidance: Weight of the teacher's classifier-free guidance; 1 means none.
+        levels: Noise levels at which clips are scored and the critic is fitted.
+        critic_ratio: Steps of the critic for each of the student.
+        critic_only_steps: Steps of the critic before that.
+        accumulate: Batches whose gradients make one step.
+        clip_norm: Largest norm of the gradients, of each network; null does not clip.
+        compute: How the student's blocks are executed. Each block it generates has another length of memory,
+            so compiling them rarely pays.
+        score_compute: How the blocks of teacher and critic are executed.
+        init: The student to start from: of causal init, or of the horizon before.
+        optimizer: The student's optimiser.
+        critic_optimizer: The critic's.
+        ema_decay: Decay of the moving average of the student's weights; null for none.
+        seed: Seed of initial weights and of all noise.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    stage: ClassVar[str] = "self_forcing"
+
+    def __init__(
+        self,
+        *,
+        net: DiTConfig,
+        clip: ClipSpec,
+        teacher: WeightsSource,
+        teacher_rope_factor: float = 1.0,
+        words: WordTableConfig | None = None,
+        vae: str | None = None,
+        policy: AnyPolicy = Compressed(),  # noqa: B008 - frozen
+        sampler: FewSteps = FewSteps(),  # noqa: B008 - frozen
+        exit_step: int | Literal["random"] | None = None,
+        guidance: float = 4.0,
+        levels: ScoreLevels = ScoreLevels(),  # noqa: B008 - frozen
+        critic_ratio: int = 5,
+        critic_only_steps: int = 100,
+        accumulate: int = 1,
+        clip_norm: float | None = 10.0,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
+        score_compute: Compute = Compute(),  # noqa: B008 - frozen
+        init: WeightsSource | None = None,
+        optimizer: OptimizerCallable = student_adamw,
+        critic_optimizer: OptimizerCallable = critic_adamw,
+        ema_decay: float | None = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            net=net, clip=clip, words=words, vae=vae, policy=policy, sampler=sampler, compute=compute,
+            init=init, optimizer=optimizer, warmup_steps=0, ema_decay=ema_decay, seed=seed,
+        )  # fmt: skip
+        if isinstance(exit_step, int) and not 0 <= exit_step < sampler.steps:
+            raise ValueError(
+                f"exit_step={exit_step} must be one of the {sampler.steps} steps, 0 to {sampler.steps - 1}, "
+                "null for the last one, or random."
+            )
+        for name, value, least in (
+            ("critic_ratio", critic_ratio, 1),
+            ("critic_only_steps", critic_only_steps, 0),
+            ("accumulate", accumulate, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
+        if clip_norm is not None and clip_norm <= 0:
+            raise ValueError(f"clip_norm={clip_norm} must be positive; null does not clip.")
+        self.automatic_optimization = False  # two optimisers, and many backward passes in a step
+        self.teacher, self.teacher_rope_factor = teacher, teacher_rope_factor
+        self.exit_step, self.guidance, self.levels = exit_step, guidance, levels
+        self.turns = Turns(ratio=critic_ratio, critic_first=critic_only_steps)
+        self.accumulate, self.clip_norm = accumulate, clip_norm
+        self.score_compute = score_compute
+        self.critic_optimizer_callable = critic_optimizer
+        self.critic: nn.Module | None = None
+        self.real: Frozen | None = None
+        self.teacher_sha256: str | None = None
+        self._waiting = 0  # batches whose gradients wait for a step
+
+    # -- building --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            check_teacher(self.teacher.path, self.student, rope_factor=self.teacher_rope_factor)
+            own = file_sha256(self.teacher.path) if self.global_rank == 0 else None
+            self.teacher_sha256 = self.trainer.strategy.broadcast(own)
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.critic is None:
+            # the frozen one has no backward pass to keep anything for
+            self.real = Frozen(self._score(dataclasses.replace(self.score_compute, keep="all")))
+            self.critic = self._score(self.score_compute)
+
+    def _score(self, plan: Compute) -> Denoiser:
+        return build_score(
+            self.teacher,
+            self.student,
+            rope_factor=self.teacher_rope_factor,
+            plan=plan,
+            mesh=None if self.device_mesh is None else self.device_mesh["data_parallel"],
+            device=torch.get_default_device(),
+        )
+
+    def configure_optimizers(self) -> Any:
+        student = self.optimizer_callable([p for p in self.trained.parameters() if p.requires_grad])
+        critic = self.critic_optimizer_callable(list(self.fake.parameters()))
+        # saving a sharded run (torch's DCP) advances an optimiser that has no state yet, by one step
+        return [student, critic] if self.device_mesh is None else [primed(student), primed(critic)]
+
+    @property
+    def fake(self) -> Any:
+        """The critic: the score of the student's clips."""
+        if self.critic is None:
+            self.configure_model()
+        return self.critic
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher_sha256"] = self.teacher_sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        before = checkpoint["teacher_sha256"]
+        if self.teacher_sha256 is not None and before != self.teacher_sha256:
+            raise ValueError(
+                f"This run was started with another teacher (SHA-256 {before}) than {self.teacher.path} "
+                f"({self.teacher_sha256}); put that file back, or begin a new run with init."
+            )
+
+    # -- rollout ---------------------------------------------------------------------------------------------
+
+    def scored_step(self) -> int:
+        """Return the step whose prediction is scored in this batch, the same on all ranks."""
+        steps = self.student.sampler.steps
+        if self.exit_step == "random":
+            return derive_seed(self.seed, self.stage, self.batch_index, "exit_step") % steps
+        return steps - 1 if self.exit_step is None else self.exit_step
+
+    def image(self, batch: Batch) -> Tensor:
+        """Return the first latent (b, 1, c, h, w); of what is generated, nothing else of the clip is used."""
+        if batch.actions.shape[1] != self.clip.max_frames:
+            raise ValueError(
+                f"The batch has actions of {batch.actions.shape[1]} frames; this stage rolls out "
+                f"{self.clip.max_frames}, its teacher's horizon."
+            )
+        return self.clean_latents(batch)[:, :1]
+
+    @torch.no_grad()
+    def roll_out(self, batch: Batch, image: Tensor) -> tuple[Tensor, tuple[Trace, ...]]:
+        """Return the clips that are scored (b, t, c, h, w), and what is needed to compute them again."""
+        noise = KeyedNoise(tuple(batch.key.tolist()), (self.seed, self.stage, "rollout"))
+        rollout = self.rollout(self.trained, noise=noise, like=image, exit_step=self.scored_step())
+        rollout.prefill(image, batch.actions[:, :1], text=batch.text)
+        stretches = batch.actions[:, 1:].split(TIME_STRIDE * self.clip.block_latents, dim=1)
+        for _ in rollout(stretches, text=batch.text):
+            pass
+        return torch.cat([image, *(trace.x0 for trace in rollout.traces)], dim=1), rollout.traces
+
+    def replay(self, batch: Batch, image: Tensor, traces: Sequence[Trace]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield, for each block, its place in the clip and its latents computed again, with gradients.
+
+        Run the backward pass of a block before asking for the next: then only what the memory's policy keeps
+        is held beside one block's graph.
+        """
+        noise = KeyedNoise(tuple(batch.key.tolist()), (self.seed, self.stage, "rollout"))
+        rollout = self.rollout(self.trained, noise=noise, like=image)
+        rollout.prefill(image, batch.actions[:, :1], text=batch.text)
+        for trace, x0 in rollout.replay(traces):
+            latents = self.plan.block(trace.block)
+            yield slice(latents.start, latents.stop), x0
+
+    # -- scores ----------------------------------------------------------------------------------------------
+
+    def drawn(self, batch: Batch, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return noise like x0, and noise levels (b, t): one a clip, and 0 for the image."""
+        sigma = self.levels(self.uniform(batch.key, "level"))[:, None].repeat(1, x0.shape[1])
+        sigma[:, 0] = 0.0
+        return self.normal(batch.key, "score", like=x0), sigma
+
+    def critic_loss(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Return the flow-matching loss of the critic on generated clips (b, t, c, h, w)."""
+        noise, sigma = self.drawn(batch, x0)
+        _, velocity = score_velocity(self.fake, x0, batch, noise=noise, sigma=sigma, prompt="own")
+        return flow_matching_loss(velocity, velocity_of(x0, noise), weight=(sigma > 0).float()).mean()
+
+    @torch.no_grad()
+    def gradient(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Return the gradient that the student follows in generated clips (b, t, c, h, w), and log it."""
+        noise, sigma = self.drawn(batch, x0)
+        assert self.real is not None
+        at: dict[str, Any] = {"noise": noise, "sigma": sigma}
+        xt, velocity = score_velocity(self.fake, x0, batch, **at, prompt="own")
+        fake = x0_of(xt, velocity, sigma=sigma)
+        critic = flow_matching_loss(velocity, velocity_of(x0, noise), weight=(sigma > 0).float()).mean()
+        _, velocity = score_velocity(self.real.net, x0, batch, **at, prompt="own")
+        if self.guidance != 1.0:
+            _, plain = score_velocity(self.real.net, x0, batch, **at, prompt="none")
+            velocity = guide(velocity, plain, scale=self.guidance)
+        real = x0_of(xt, velocity, sigma=sigma)
+        gradient = dmd_gradient(x0, fake=fake, real=real)
+        loss = 0.5 * gradient[:, 1:].square().mean()  # of the squared form, as is common
+        self._log(
+            batch,
+            {
+                "train/loss_student": loss,
+                "train/loss_ratio": critic / loss,
+                "train/error_ratio": (mean_error(x0, fake) / mean_error(x0, real)).mean(),
+            },
+        )
+        return gradient
+
+    # -- optimisation ----------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        turn = self.turns.of(self.trainer.global_step)
+        image = self.image(batch)
+        x0, traces = self.roll_out(batch, image)
+        self._log(batch, {"train/colour_drift": self.colour_drift(x0)})
+        if turn == "student":
+            pull = self.gradient(x0, batch) / (self.accumulate * x0[:, 1:].numel())
+            for at, again in self.replay(batch, image, traces):
+                self._backward(with_gradient(again, pull[:, at]))
+        else:
+            loss = self.critic_loss(x0, batch)
+            self._log(batch, {"train/loss_critic": loss.detach()})
+            self._backward(loss / self.accumulate)
+        self._waiting += 1
+        if self._waiting == self.accumulate:
+            self._waiting = 0
+            self._finish(turn, batch)
+
+    def _finish(self, turn: Literal["student", "critic"], batch: Batch) -> None:
+        """Take the step that the waiting gradients are for."""
+        optimizers: Any = self.optimizers()
+        if turn == "student":
+            norm = self._step(optimizers[0], self.trained.parameters(), clip_norm=self.clip_norm)
+            self.update_ema()
+        else:
+            norm = self._step(optimizers[1], self.fake.parameters(), clip_norm=self.clip_norm)
+        steps = self.trainer.global_step
+        self._log(
+            batch,
+            {
+                f"train/grad_norm_{turn}": norm,
+                "step/student": float(self.turns.student_steps(steps)),
+                "step/critic": float(steps - self.turns.student_steps(steps)),
+            },
+        )
+
+    def colour_drift(self, latents: Tensor) -> Tensor:
+        """Return how far the colours of generated clips (b, t, c, h, w) drift from first to last block."""
+        return channel_drift(latents, block_latents=self.clip.block_latents).mean()
+
+    def _log(self, batch: Batch, values: Mapping[str, Tensor | float]) -> None:
+        self.log_dict(dict(values), batch_size=len(batch.key))
+
+    # -- measuring -------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Roll the averaged student out along true actions; compare with the true latents."""
+        truth = self.clean_latents(batch)
+        noise = KeyedNoise(tuple(batch.key.tolist()), (self.seed, self.stage, "validation"))
+        latents = self.extend(truth[:, :1], actions=batch.actions, text=batch.text, noise=noise)
+        values = {
+            "val/error_latents": mean_error(truth, latents).mean(),
+            "val/colour_drift": self.colour_drift(latents),
+        }
+        self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch.key))
+
+    test_step = validation_step

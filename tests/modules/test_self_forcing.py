@@ -1,0 +1,402 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+
+from relic.modules.self_forcing import Turns
+from relic.nn.checkpoints import WeightsSource, read_header, save_weights
+from relic.nn.memory import Full, Memory, Window
+from relic.ops.actions import controls_of
+from relic.ops.dmd import with_gradient
+from relic.ops.flow import x0_of
+from relic.ops.retention import Compressed
+from relic.parallel import Compute
+from relic.types import ClipSpec
+from tests.modules.distillation import CLIP, STUDENT, Rollouts, batch, self_forcing, write_files
+from tests.modules.test_teacher import trainer
+from tests.nn.streams import part
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, WeightsSource]:
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+def built(files: dict[str, WeightsSource], **changes: Any):
+    module = self_forcing(files, **changes)
+    module.configure_model()
+    module.log_dict = lambda *args, **kwargs: None  # no trainer to log to
+    return module
+
+
+class Record(Callback):
+    """Keeps what each batch logs, and the weights before it."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_start(self, trainer, module):
+        original = module.log_dict
+
+        def spy(values, **settings):
+            self.logged[-1].update({k: float(v) for k, v in values.items()})
+            original(values, **settings)
+
+        module.log_dict = spy
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.logged.append({})
+        self.weights.append({k: v.detach().clone() for k, v in module.state_dict().items()})
+
+
+# -- replayed back-propagation -------------------------------------------------------------------------------
+
+LONG = ClipSpec(height=32, width=48, horizons=(33,), block_latents=2)  # four blocks
+
+
+def one_graph(module, data, image: torch.Tensor, traces) -> torch.Tensor:
+    """Every block's scored step, its memory filled anew from the image on: one graph over all of them."""
+    net, controls, predicted = module.trained, controls_of(data.actions), []
+    contexts = [(image, 0.0), *((t.context, t.context_sigma) for t in traces)]
+    for trace in traces:
+        memory = Memory(module.plan, batch=len(image), dtype=image.dtype)
+        for index, (latents, level) in enumerate(contexts[: trace.block]):
+            steer, sigma = part(controls, module.plan.block(index)), image.new_full(latents.shape[:2], level)
+            with torch.no_grad():
+                view = memory.view(fresh=True)
+                _, fresh = net(latents, sigma=sigma, text=data.text, controls=steer, memory=view)
+            memory.commit(fresh)
+        steer = part(controls, module.plan.block(trace.block))
+        sigma = image.new_full(trace.xt.shape[:2], trace.sigma)
+        velocity, _ = net(trace.xt, sigma=sigma, text=data.text, controls=steer, memory=memory.view())
+        predicted.append(x0_of(trace.xt, velocity, sigma=sigma))
+    return torch.cat(predicted, dim=1)
+
+
+@pytest.mark.parametrize(
+    "policy", [Full(), Window(latents=4), Compressed(window=2, schedule=(1, 2))], ids=["full", "window", "S"]
+)
+@pytest.mark.parametrize("exit_step", [None, 0])
+def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(files, policy, exit_step):
+    module = built(files, policy=policy, clip=LONG, exit_step=exit_step)
+    net, data = module.trained.double(), batch([0, 1], clip=LONG)
+    data = data._replace(actions=data.actions.double())
+    image = module.image(data).double()
+    x0, traces = module.roll_out(data, image)
+    pull = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for at, again in module.replay(data, image, traces):
+        torch.testing.assert_close(again, x0[:, at], rtol=0, atol=1e-12)
+        with_gradient(again, pull[:, at]).backward()
+    replayed = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    whole = one_graph(module, data, image, traces)
+    (whole * pull[:, 1:]).sum().backward()
+    for name, parameter in net.named_parameters():
+        error = (parameter.grad - replayed[name]).norm() / parameter.grad.norm()
+        assert error <= 1e-10, name
+
+
+def test_no_gradient_passes_from_a_block_to_an_earlier_one(files):
+    module = built(files, clip=LONG)
+    data = batch([0], clip=LONG)
+    image = module.image(data)
+    _, traces = module.roll_out(data, image)
+    traces = tuple(t._replace(xt=t.xt.requires_grad_(), context=t.context.requires_grad_()) for t in traces)
+    for number, (_, again) in enumerate(module.replay(data, image, traces)):
+        inputs = [x for t in traces for x in (t.xt, t.context)]
+        grads = torch.autograd.grad(again.sum(), inputs, allow_unused=True)
+        reached = [i for i, g in enumerate(grads) if g is not None and g.any()]
+        assert reached == [2 * number]
+
+
+def test_changed_actions_leave_the_gradients_of_earlier_blocks_bit_identical(files):
+    module, data = built(files, clip=LONG), batch([0], clip=LONG)
+    changed = data._replace(actions=data.actions.clone())
+    changed.actions[:, 17:25] += 1.0  # of the third block
+    image, grads = module.image(data), []
+    for steer in (data, changed):
+        _, traces = module.roll_out(steer, image)
+        parts = module.replay(steer, image, traces)
+        net = list(module.trained.dit.blocks.parameters())
+        grads.append([torch.autograd.grad(x.sum(), net) for _, x in parts])
+    same = [all(torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in zip(*grads, strict=True)]
+    assert same == [True, True, False, False]
+
+
+def test_under_autocast_the_replay_still_has_gradients(files):
+    module, data = built(files), batch([0, 1])
+    grads = []
+    for half in (False, True):
+        module.trained.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            image = module.image(data)
+            _, traces = module.roll_out(data, image)
+            for _, again in module.replay(data, image, traces):
+                again.float().sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in module.trained.parameters()]))
+    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+
+
+def test_checkpointed_blocks_replay_to_the_same_gradient(files):
+    grads, data = [], batch([0, 1])
+    for keep in ("all", "inputs"):
+        module = built(files, compute=Compute(keep=keep))
+        image = module.image(data)
+        _, traces = module.roll_out(data, image)
+        for _, again in module.replay(data, image, traces):
+            again.sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in module.trained.parameters()]))
+    torch.testing.assert_close(*grads)
+
+
+# -- scores --------------------------------------------------------------------------------------------------
+
+
+def test_critic_and_teacher_start_equal_so_without_guidance_nothing_pulls(files):
+    data, generated = batch([0, 1]), batch([2, 3]).latents
+    assert not built(files, guidance=1.0).gradient(generated, data).any()
+    assert built(files, guidance=4.0).gradient(generated, data)[:, 1:].any()
+
+
+def test_all_networks_see_the_image_clean_and_no_loss_counts_it(files):
+    module, data, seen = built(files), batch([0, 1]), []
+
+    def note(net, given, named):
+        seen.append((given[0][:, :1], named["sigma"]))
+
+    for net in (module.fake, module.real.net, module.trained):
+        net.register_forward_pre_hook(note, with_kwargs=True)
+    image = module.image(data)
+    x0, _ = module.roll_out(data, image)
+    assert torch.equal(seen[0][0], image) and not seen[0][1].any()  # the student is told the image alone
+    seen.clear()
+    module.gradient(x0, data)
+    module.critic_loss(x0, data)
+    assert len(seen) == 4
+    for first, sigma in seen:
+        assert torch.equal(first, image) and not sigma[:, 0].any()
+        assert (sigma[:, 1:] == sigma[:, 1:2]).all() and sigma[:, 1:].min() >= 0.02
+    assert not module.gradient(x0, data)[:, 0].any()
+
+
+def test_the_critics_loss_leaves_the_image_out(files):
+    module, data = built(files), batch([0, 1])
+    x0, _ = module.roll_out(data, module.image(data))
+    noise, _ = module.drawn(data, x0)
+    with torch.no_grad():
+        for parameter in module.fake.parameters():
+            parameter.zero_()  # velocity 0
+    expected = (noise - x0)[:, 1:].square().mean()
+    torch.testing.assert_close(module.critic_loss(x0, data), expected)
+
+
+def test_what_is_scored_is_the_exit_steps_prediction(files):
+    data = batch([0, 1])
+    last, first = built(files), built(files, exit_step=0)
+    image = last.image(data)
+    for module, step in ((last, 1), (first, 0)):
+        x0, traces = module.roll_out(data, image)
+        assert all(t.sigma == module.student.sampler.levels[step] for t in traces)
+        assert torch.equal(x0[:, 1:], torch.cat([t.x0 for t in traces], 1))
+    drawn = built(files, exit_step="random")
+    steps = set()
+    for index in range(20):
+        drawn._resumed = index
+        steps.add(drawn.scored_step())
+    assert steps == {0, 1}
+
+
+# -- turns ---------------------------------------------------------------------------------------------------
+
+
+def test_the_student_steps_after_every_fifth_of_the_critic_once_it_had_its_first():
+    turns = Turns(ratio=5, critic_first=100)
+    own = [step for step in range(1600) if turns.of(step) == "student"]
+    assert own[:3] == [105, 111, 117] and len(own) == 250 == turns.student_steps(1600)
+
+
+def test_ratio_and_critic_only_start_are_kept_and_only_whose_turn_it_is_moves(files, tmp_path):
+    module, record = self_forcing(files, accumulate=2), Record()
+    trainer(tmp_path, max_steps=7, callbacks=[record]).fit(module, Rollouts(batches=14))
+    assert [int(r["step/student"]) for r in record.logged[1::2]] == [0, 0, 0, 1, 1, 1, 2]
+    assert [int(r["step/critic"]) for r in record.logged[1::2]] == [1, 2, 3, 3, 4, 5, 5]
+    students = [False, False, False, True, False, False, True]
+    assert ["train/grad_norm_student" in r for r in record.logged[1::2]] == students
+    after = [*record.weights[1:], module.state_dict()]
+    moved = [
+        {k.split(".")[0] for k in before if not torch.equal(before[k], now[k])}
+        for before, now in zip(record.weights, after, strict=True)
+    ]
+    critic, student = {"critic"}, {"net", "ema"}
+    assert moved[0::2] == [set()] * 7  # gradients of the first of two batches wait
+    assert moved[1::2] == [critic, critic, critic, student, critic, critic, student]
+
+
+def test_accumulated_halves_step_as_the_whole_batch_does(files, tmp_path):
+    weights = []
+    for batches, parts in ((4, 1), (8, 2)):
+        module = self_forcing(files, accumulate=parts, critic_optimizer=sgd, optimizer=sgd, clip_norm=0.1)
+        data = Rollouts(batches=batches, global_batch=4 // parts)
+        trainer(tmp_path / str(parts), max_steps=4).fit(module, data)
+        weights.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-5)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+def test_gradients_are_clipped_to_the_norm_of_each_network(files, tmp_path):
+    record = Record()
+    module = self_forcing(files, critic_optimizer=sgd, optimizer=sgd, clip_norm=1e-3)
+    trainer(tmp_path, max_steps=4, callbacks=[record]).fit(module, Rollouts())
+    after = [*record.weights[1:], module.state_dict()]
+    for before, now, logged in zip(record.weights, after, record.logged, strict=True):
+        name = "net" if "train/grad_norm_student" in logged else "critic"
+        step = torch.cat([(now[k] - before[k]).flatten() for k in now if k.startswith(f"{name}.")])
+        assert float(step.norm()) == pytest.approx(0.5e-3, rel=1e-3)
+        assert logged["train/grad_norm_" + {"net": "student"}.get(name, name)] > 4e-3
+
+
+def test_everything_worth_watching_is_logged(files, tmp_path):
+    record = Record()
+    trainer(tmp_path, max_steps=4, callbacks=[record]).fit(self_forcing(files), Rollouts())
+    critic, student = record.logged[0], record.logged[3]
+    both = {"train/colour_drift", "step/student", "step/critic"}
+    assert {*both, "train/loss_critic", "train/grad_norm_critic"} == set(critic)
+    own = {"train/loss_student", "train/loss_ratio", "train/error_ratio", "train/grad_norm_student"}
+    assert {*both, *own} == set(student)
+    assert all(torch.isfinite(torch.tensor(list(r.values()))).all() for r in record.logged)
+
+
+def test_the_moving_average_follows_the_students_steps_only(files, tmp_path):
+    module, record = self_forcing(files), Record()
+    trainer(tmp_path, max_steps=7, callbacks=[record]).fit(module, Rollouts())
+    assert module.ema_updates == 2
+    name = "dit.head.head.weight"
+    start, first = record.weights[0], record.weights[4]
+    decay = 2 / 11  # young: (1 + 1) / (10 + 1)
+    expected = decay * start[f"ema.{name}"] + (1 - decay) * first[f"net.{name}"]
+    torch.testing.assert_close(first[f"ema.{name}"], expected)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_frozen_and_in_no_checkpoint(files, tmp_path):
+    module = self_forcing(files)
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(module, Rollouts())
+    assert all(not p.requires_grad and p.grad is None for p in module.real.net.parameters())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert {k.split(".")[0] for k in state["state_dict"]} == {"net", "ema", "critic"}
+    parameters = sum(p.numel() for p in module.trained.parameters())
+    # three networks and, of two of them, two moments each: seven times the student, without the teacher
+    assert (tmp_path / "a.ckpt").stat().st_size < 7.5 * 4 * parameters + 2e5
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_run_resumes_bit_for_bit(files, tmp_path, stop):
+    straight, stopped, rest = (self_forcing(files, exit_step="random") for _ in range(3))
+    trainer(tmp_path / "a", max_steps=7).fit(straight, Rollouts())
+    first = trainer(tmp_path / "b", max_steps=stop)
+    first.fit(stopped, Rollouts())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    data = Rollouts(start=stop, batches=12 - stop)
+    trainer(tmp_path / "c", max_steps=7).fit(rest, data, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(rest.state_dict()[name], value), name
+
+
+def test_the_next_horizon_starts_from_the_exported_average(files, tmp_path):
+    first = self_forcing(files)
+    trainer(tmp_path, max_steps=4).fit(first, Rollouts())
+    longer = dataclasses.replace(STUDENT, clip=LONG)
+    others = write_files(tmp_path / "long", config=longer)
+    source = WeightsSource(path=str(tmp_path / "student.safetensors"))
+    second = self_forcing({**others, "init": source}, clip=LONG)
+    second.configure_model()
+    for name, value in first.averaged.state_dict().items():
+        assert torch.equal(second.trained.state_dict()[name], value)
+
+
+def test_scores_may_have_another_rope_factor_than_the_student(files, tmp_path):
+    stretched = dataclasses.replace(STUDENT, net=dataclasses.replace(STUDENT.net, rope_factor=2.0))
+    student = write_files(tmp_path / "long", config=stretched)["init"]
+    module = self_forcing({**files, "init": student}, net=stretched.net, teacher_rope_factor=1.0)
+    trainer(tmp_path, max_steps=4).fit(module, Rollouts())
+    factors = [n.dit.config.rope_factor for n in (module.trained, module.fake, module.real.net)]
+    assert factors == [2.0, 1.0, 1.0]
+
+
+# -- errors --------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_any_step(files, tmp_path):
+    wide = dataclasses.replace(STUDENT, net=dataclasses.replace(STUDENT.net, ffn=96))
+    others = {"wide": wide, "long": dataclasses.replace(STUDENT, clip=LONG)}
+    teachers = {k: write_files(tmp_path / k, config=c)["teacher"] for k, c in others.items()}
+    for name, message in (
+        ("wide", r"other sizes than the student: net.ffn is 96 there, 64 here"),
+        ("long", r"clips of 32x48, 33 frames, this stage rolls out 32x48, 17 frames"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module = self_forcing({**files, "teacher": teachers[name]})
+            trainer(tmp_path).fit(module, Rollouts())
+    with pytest.raises(ValueError, match=r"net.rope_factor is 1\.0 there, 2\.0 here"):
+        trainer(tmp_path).fit(self_forcing(files, teacher_rope_factor=2.0), Rollouts())
+    with pytest.raises(ValueError, match="holds a student, but a teacher is needed"):
+        trainer(tmp_path).fit(self_forcing({**files, "teacher": files["init"]}), Rollouts())
+
+
+def test_a_run_goes_on_with_the_teacher_it_was_started_with(files, tmp_path):
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(self_forcing(files), Rollouts())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = {"teacher": WeightsSource(path=str(tmp_path / "teacher.safetensors"))}
+    network = torch.load(tmp_path / "a.ckpt", weights_only=False)["state_dict"]
+    weights = {k.removeprefix("critic."): v for k, v in network.items() if k.startswith("critic.")}
+    header = read_header(files["teacher"].path)["config"]
+    save_weights(tmp_path / "teacher.safetensors", weights, kind="teacher", config=header)
+    with pytest.raises(ValueError, match="started with another teacher"):
+        trainer(tmp_path, max_steps=4).fit(
+            self_forcing({**files, **other}), Rollouts(), ckpt_path=tmp_path / "a.ckpt", weights_only=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exit_step": 2}, "exit_step=2 must be one of the 2 steps, 0 to 1"),
+        ({"exit_step": -1}, "exit_step=-1 must be"),
+        ({"policy": Window(latents=3)}, "A window of 3 latents must be a multiple of block_latents=2"),
+        ({"critic_ratio": 0}, "critic_ratio=0 must be at least 1"),
+        ({"critic_only_steps": -1}, "critic_only_steps=-1 must be at least 0"),
+        ({"accumulate": 0}, "accumulate=0 must be at least 1"),
+        ({"clip_norm": 0.0}, r"clip_norm=0\.0 must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(files, changes, message):
+    with pytest.raises(ValueError, match=message):
+        self_forcing(files, **changes)
+
+
+def test_a_batch_of_another_horizon_is_refused(files):
+    with pytest.raises(ValueError, match="actions of 33 frames; this stage rolls out 17"):
+        built(files).image(batch([0], clip=LONG))
+
+
+def test_gradients_that_are_scaled_are_refused(files, tmp_path, monkeypatch):
+    module = self_forcing(files)
+    run = trainer(tmp_path, max_steps=1)
+    monkeypatch.setattr(type(run), "scaler", object(), raising=False)
+    with pytest.raises(ValueError, match="scales gradients, so that their norm means nothing"):
+        run.fit(module, Rollouts())
+
+
+def test_clips_of_the_other_shapes_are_what_the_world_expects():
+    assert batch([0]).latents.shape[1:] == (5, 4, CLIP.latent_height, CLIP.latent_width)
