@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -168,6 +169,10 @@ class SelfForcing(StudentModule):
             check_teacher(self.teacher.path, self.student, rope_factor=self.teacher_rope_factor)
             own = file_sha256(self.teacher.path) if self.global_rank == 0 else None
             self.teacher_sha256 = self.trainer.strategy.broadcast(own)
+
+    def on_fit_start(self) -> None:
+        # what it warns of, and takes for a fault, is what a checkpoint is: the state after a step
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tests.modules.distillation import network, write_files
 from tests.parallel.test_shard import apart
@@ -31,14 +33,16 @@ class Values(Callback):
         def spy(values, **settings):
             self.values += [
                 (name, float(trainer.strategy.reduce(torch.as_tensor(float(v)), reduce_op="mean")))
-                for name, v in values.items() if name.startswith(("train/loss_c", "train/loss_s", "train/grad"))
+                for name, v in values.items()
+                if name in ("train/loss_critic", "train/loss_student") or name.startswith("train/grad_norm")
             ]
             original(values, **settings)
         module.log_dict = spy
 
 torch.manual_seed(0)
+sources = {"teacher": "teacher.safetensors", "init": "student.safetensors"}
 module = self_forcing(
-    {k: WeightsSource(path=f"{files}/{name}.safetensors") for k, name in (("teacher", "teacher"), ("init", "student"))},
+    {role: WeightsSource(path=f"{files}/{name}") for role, name in sources.items()},
     compute=Compute(keep="inputs"), score_compute=Compute(keep="products"), accumulate=2, clip_norm=0.004,
 )
 # the first checkpoint is written before the student's first step, the second before its second
@@ -49,7 +53,7 @@ trainer = Trainer(
     max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
     callbacks=[Values(), keeper], use_distributed_sampler=False, default_root_dir=out,
 )
-trainer.fit(module, Rollouts(batches=14 - start, start=start), ckpt_path=resume or None, weights_only=False)
+trainer.fit(module, Rollouts(batches=14, start=start), ckpt_path=resume or None, weights_only=False)
 module.export(module.export_path)
 held = {k: tuple(getattr(v, "to_local", lambda: v)().shape) for k, v in module.real.net.named_parameters()}
 if trainer.is_global_zero:
@@ -92,7 +96,7 @@ def test_two_processes_equal_one_with_two_optimisers_clipping_and_accumulation(t
     assert equal(values, others)
     assert apart(weights, other_weights) <= 1e-5
     start = dict(network(2).named_parameters())
-    assert max(float((weights[k] - v).abs().max()) for k, v in start.items()) > 1e-4  # it did move
+    assert max(float((weights[k] - v.detach()).abs().max()) for k, v in start.items()) > 1e-4  # it did move
     halved = sum(held[k] != tuple(v.shape) for k, v in start.items())
     assert halved > 0.9 * len(held) if strategy == "sharded" else halved == 0
 
@@ -107,7 +111,10 @@ def test_a_sharded_run_resumes_exactly_also_from_before_the_students_first_step(
     rest, resumed, _ = fit(tmp_path / "again", files, "sharded", start=2 * step, resume=str(kept))
     assert rest == values[-len(rest) :]
     assert apart(weights, resumed) == 0
-    size = sum(path.stat().st_size for path in kept.iterdir())
-    parameters = sum(v.numel() for v in weights.values())
     # student, its average and the critic, and two moments of two of them: seven networks, and no teacher
-    assert size < 7.5 * 4 * parameters + 2e6
+    held = FileSystemReader(kept).read_metadata().state_dict_metadata
+    networks = {name.split(".")[1] for name in held if name.startswith("state_dict.")}
+    assert networks == {"net", "ema", "critic"}
+    numbers = sum(entry.size.numel() for entry in held.values() if isinstance(entry, TensorStorageMetadata))
+    parameters = sum(v.numel() for v in weights.values())
+    assert 7 * parameters <= numbers < 7 * parameters + 500  # steps of the optimisers
