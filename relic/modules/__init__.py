@@ -2,7 +2,9 @@
 
 from relic.modules.autoencoder import Autoencoder
 from relic.modules.base import RelicModule
+from relic.modules.causal_init import CausalInit
 from relic.modules.self_forcing import SelfForcing
+from relic.modules.student import StudentModule
 from relic.modules.teacher import TeacherExtension
 
-__all__ = ["Autoencoder", "RelicModule", "SelfForcing", "TeacherExtension"]
+__all__ = ["Autoencoder", "CausalInit", "RelicModule", "SelfForcing", "StudentModule", "TeacherExtension"]
