@@ -22,7 +22,14 @@ HORIZONS = [ROOT / "teacher" / "horizon" / f"{seconds}s.yaml" for seconds in (5,
 WHOLE = [ROOT / "teacher" / "demo.yaml", *sorted((ROOT / "autoencoder").glob("*.yaml"))]
 TRAINERS = sorted((ROOT / "trainer").glob("*.yaml"))
 PLAIN = ROOT / "teacher" / "plain.yaml"  # goes after a size and a horizon
-RECIPES = [*product(TEACHERS, HORIZONS), *product(TEACHERS, HORIZONS[:1], (PLAIN,)), *((p,) for p in WHOLE)]
+SELF_FORCING = [ROOT / "self_forcing" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
+ROLLOUTS = [ROOT / "self_forcing" / "horizon" / f"{seconds}s.yaml" for seconds in (5, 10, 20)]
+RECIPES = [
+    *product(TEACHERS, HORIZONS),
+    *product(TEACHERS, HORIZONS[:1], (PLAIN,)),
+    *product(SELF_FORCING, ROLLOUTS),
+    *((p,) for p in WHOLE),
+]
 PIECES = [*sorted((ROOT / "net").glob("*.yaml"))]
 
 
@@ -67,6 +74,34 @@ def test_horizons_stretch_positions_by_latents_over_21(horizon):
     latents = 1 + (cli.datamodule.clip.max_frames - 1) // 4
     assert cli.model.net_config.rope_factor == pytest.approx(latents / 21)
     assert (cli.model.init is None) == (latents == 21)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "student_steps", "before"), zip(ROLLOUTS, (250, 150, 150), (None, *ROLLOUTS[:2]), strict=True)
+)
+def test_rollouts_lengthen_with_the_teacher_of_each_horizon_and_the_published_iterations(
+    horizon, student_steps, before
+):
+    cli = build(SELF_FORCING[2], horizon, extra=("--trainer.accelerator=cpu",))
+    teacher = build(TEACHERS[2], HORIZONS[ROLLOUTS.index(horizon)], extra=("--trainer.accelerator=cpu",))
+    longest = build(TEACHERS[2], HORIZONS[2], extra=("--trainer.accelerator=cpu",))
+    module = cli.model
+    assert module.turns.student_steps(cli.trainer.max_steps) == student_steps
+    assert module.turns.student_steps(cli.trainer.max_steps - 1) == student_steps - 1
+    assert module.clip == teacher.model.clip
+    assert module.teacher.path == f"{teacher.trainer.default_root_dir}/teacher.safetensors"
+    assert module.teacher_rope_factor == teacher.model.net_config.rope_factor
+    assert module.net_config == longest.model.net_config
+    if before is not None:
+        root = yaml.safe_load(before.read_text())["trainer"]["default_root_dir"]
+        assert module.init.path == f"{root}/student.safetensors"
+    with torch.device("meta"):
+        module.configure_model()
+    student, critic = module.configure_optimizers()
+    rates = [(o.defaults["lr"], o.defaults["betas"], o.defaults["weight_decay"]) for o in (student, critic)]
+    assert rates == [(2e-6, (0.0, 0.999), 0.01), (4e-7, (0.0, 0.999), 0.01)]
+    assert (module.clip_norm, module.guidance, module.turns.ratio, module.ema_decay) == (10.0, 4.0, 5, 0.99)
+    assert module.accumulate * cli.datamodule.global_batch == 64
 
 
 def test_one_setting_can_be_overridden_and_shapes_are_said_once():
