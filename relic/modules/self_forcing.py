@@ -135,7 +135,7 @@ class SelfForcing(StudentModule):
             net=net, clip=clip, words=words, vae=vae, policy=policy, sampler=sampler, compute=compute,
             init=init, optimizer=optimizer, warmup_steps=0, ema_decay=ema_decay, seed=seed,
         )  # fmt: skip
-        if isinstance(exit_step, int) and not 0 <= exit_step < sampler.steps:
+        if exit_step not in (None, "random", *range(sampler.steps)):
             raise ValueError(
                 f"exit_step={exit_step} must be one of the {sampler.steps} steps, 0 to {sampler.steps - 1}, "
                 "null for the last one, or random."
@@ -228,6 +228,8 @@ class SelfForcing(StudentModule):
 
     def image(self, batch: Batch) -> Tensor:
         """Return the first latent (b, 1, c, h, w); of what is generated, nothing else of the clip is used."""
+        if not isinstance(batch, Batch):
+            raise ValueError("Self-forcing takes no plain video, which has no actions: unset data.plain.")
         if batch.actions.shape[1] != self.clip.max_frames:
             raise ValueError(
                 f"The batch has actions of {batch.actions.shape[1]} frames; this stage rolls out "

@@ -13,7 +13,8 @@ from relic.ops.dmd import with_gradient
 from relic.ops.flow import x0_of
 from relic.ops.retention import Compressed
 from relic.parallel import Compute
-from relic.types import ClipSpec
+from relic.rollout import KeyedNoise
+from relic.types import ClipSpec, Mixed
 from tests.modules.distillation import CLIP, STUDENT, Rollouts, batch, self_forcing, write_files
 from tests.modules.test_teacher import trainer
 from tests.nn.streams import part
@@ -133,6 +134,8 @@ def test_under_autocast_the_replay_still_has_gradients(files):
         module.trained.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             image = module.image(data)
+            memory = module.rollout(module.trained, noise=KeyedNoise((0, 1)), like=image).memory
+            assert memory.dtype == (torch.bfloat16 if half else torch.float32)
             _, traces = module.roll_out(data, image)
             for _, again in module.replay(data, image, traces):
                 again.float().sum().backward()
@@ -373,6 +376,7 @@ def test_a_run_goes_on_with_the_teacher_it_was_started_with(files, tmp_path):
     [
         ({"exit_step": 2}, "exit_step=2 must be one of the 2 steps, 0 to 1"),
         ({"exit_step": -1}, "exit_step=-1 must be"),
+        ({"exit_step": "first"}, "exit_step='?first'? must be"),
         ({"policy": Window(latents=3)}, "A window of 3 latents must be a multiple of block_latents=2"),
         ({"critic_ratio": 0}, "critic_ratio=0 must be at least 1"),
         ({"critic_only_steps": -1}, "critic_only_steps=-1 must be at least 0"),
@@ -385,7 +389,9 @@ def test_settings_that_cannot_work_are_refused(files, changes, message):
         self_forcing(files, **changes)
 
 
-def test_a_batch_of_another_horizon_is_refused(files):
+def test_a_batch_of_another_horizon_or_of_plain_video_is_refused(files):
+    with pytest.raises(ValueError, match=r"takes no plain video.*unset data\.plain"):
+        built(files).image(Mixed(steered=batch([0]), plain=batch([1])))
     with pytest.raises(ValueError, match="actions of 33 frames; this stage rolls out 17"):
         built(files).image(batch([0], clip=LONG))
 

@@ -47,15 +47,24 @@ def fit(world: Path, root: Path, *words: str, steps: int) -> None:
         "teacher": f"{{path: {world / 'teacher.safetensors'}}}",
     }
     configs = ("self_forcing/tiny.yaml", "self_forcing/horizon/5s.yaml", "trainer/cpu.yaml")
-    main([
-        "fit", *(word for name in configs for word in ("--config", f"configs/{name}")),
-        *(f"--model.init_args.{name}={value}" for name, value in model.items()),
-        f"--data.root={world / 'latents'}", "--data.clip={height: 64, width: 64, horizons: [33]}",
-        "--data.global_batch=2", "--data.batches_per_epoch=3", "--data.workers=0",
-        "--data.validation_scenes=1", "--data.evaluation_scenes=1", f"--trainer.default_root_dir={root}", f"--trainer.max_steps={steps}",
-        "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
-        "--checkpoint.every_n_train_steps=2", *words,
-    ])  # fmt: skip
+    data = {
+        "root": world / "latents", "clip": "{height: 64, width: 64, horizons: [33]}", "global_batch": 2,
+        "batches_per_epoch": 3, "workers": 0, "validation_scenes": 1, "evaluation_scenes": 1,
+    }  # fmt: skip
+    run = {
+        "default_root_dir": root, "max_steps": steps, "log_every_n_steps": 1, "enable_progress_bar": "false",
+    }  # fmt: skip
+    main(
+        [
+            "fit",
+            *(word for name in configs for word in ("--config", f"configs/{name}")),
+            *(f"--model.init_args.{name}={value}" for name, value in model.items()),
+            *(f"--data.{name}={value}" for name, value in data.items()),
+            *(f"--trainer.{name}={value}" for name, value in run.items()),
+            "--checkpoint.every_n_train_steps=2",
+            *words,
+        ]
+    )
 
 
 def test_the_recipe_runs_logs_and_writes_a_student_and_resumes_to_the_same_bytes(world, tmp_path):
