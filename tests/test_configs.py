@@ -14,12 +14,14 @@ from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import TensorsInMemory
 from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.nn.wan_layout import write_public
+from relic.ops.flow import steps_to
 from relic.stages import RelicCLI
 
 ROOT = Path(__file__).parents[1] / "configs"
 TEACHERS = [ROOT / "teacher" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
 HORIZONS = [ROOT / "teacher" / "horizon" / f"{seconds}s.yaml" for seconds in (5, 10, 20)]
 WHOLE = [ROOT / "teacher" / "demo.yaml", *sorted((ROOT / "autoencoder").glob("*.yaml"))]
+CAUSAL_INITS = [ROOT / "causal_init" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
 TRAINERS = sorted((ROOT / "trainer").glob("*.yaml"))
 PLAIN = ROOT / "teacher" / "plain.yaml"  # goes after a size and a horizon
 SELF_FORCING = [ROOT / "self_forcing" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
@@ -28,7 +30,7 @@ RECIPES = [
     *product(TEACHERS, HORIZONS),
     *product(TEACHERS, HORIZONS[:1], (PLAIN,)),
     *product(SELF_FORCING, ROLLOUTS),
-    *((p,) for p in WHOLE),
+    *((p,) for p in (*WHOLE, *CAUSAL_INITS)),
 ]
 PIECES = [*sorted((ROOT / "net").glob("*.yaml"))]
 
@@ -102,6 +104,32 @@ def test_rollouts_lengthen_with_the_teacher_of_each_horizon_and_the_published_it
     assert rates == [(2e-6, (0.0, 0.999), 0.01), (4e-7, (0.0, 0.999), 0.01)]
     assert (module.clip_norm, module.guidance, module.turns.ratio, module.ema_decay) == (10.0, 4.0, 5, 0.99)
     assert module.accumulate * cli.datamodule.global_batch == 64
+
+
+@pytest.mark.parametrize(
+    ("size", "first"), list(zip(SELF_FORCING, CAUSAL_INITS, strict=True)), ids=lambda p: p.stem
+)
+def test_self_forcing_goes_on_with_the_student_that_causal_init_wrote(size, first):
+    before = build(first, extra=("--trainer.accelerator=cpu",))
+    after = build(size, ROLLOUTS[0], extra=("--trainer.accelerator=cpu",))
+    assert after.model.init.path == f"{before.trainer.default_root_dir}/student.safetensors"
+    assert replace(after.model.student, clip=before.model.clip) == before.model.student
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), list(zip(CAUSAL_INITS, TEACHERS, strict=True)), ids=lambda p: p.stem
+)
+def test_a_student_has_the_sizes_of_the_20_s_teacher_and_starts_where_that_wrote(student, teacher):
+    first = build(teacher, HORIZONS[-1], extra=("--trainer.accelerator=cpu",))
+    second = build(student, extra=("--trainer.accelerator=cpu",))
+    assert second.model.net_config == first.model.net_config
+    assert second.model.student.words == first.model.words
+    written = Path(first.trainer.default_root_dir) / "teacher.safetensors"
+    assert Path(second.model.init.path).parts[-3:] == written.parts[-3:]
+    assert second.model.clip.max_frames == first.model.clip.max_frames
+    steps_to(
+        second.model.student.sampler.levels, steps=first.model.sampler.steps, shift=first.model.sampler.shift
+    )
 
 
 def test_one_setting_can_be_overridden_and_shapes_are_said_once():

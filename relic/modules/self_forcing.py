@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from relic.modules.base import Frozen
 from relic.modules.scores import build_score, check_teacher, score_velocity
 from relic.modules.student import StudentModule
-from relic.nn.checkpoints import WeightsSource, file_sha256
+from relic.nn.checkpoints import WeightsSource, file_sha256, read_header
 from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiTConfig
-from relic.nn.student import FewSteps
+from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.text import WordTableConfig
 from relic.ops.dmd import ScoreLevels, channel_drift, dmd_gradient, mean_error, with_gradient
 from relic.ops.flow import guide, velocity_of, x0_of
@@ -166,9 +166,26 @@ class SelfForcing(StudentModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
+            if self.init is not None:
+                self._check_student(self.init.path)
             check_teacher(self.teacher.path, self.student, rope_factor=self.teacher_rope_factor)
             own = file_sha256(self.teacher.path) if self.global_rank == 0 else None
             self.teacher_sha256 = self.trainer.strategy.broadcast(own)
+
+    def _check_student(self, path: str) -> None:
+        """Compare how the student in `init` generates with how this one will, which no weights tell."""
+        there, here = StudentConfig.from_header(read_header(path, kind=self.kind)["config"]), self.student
+        pairs = {
+            "policy": (there.policy, here.policy),
+            "sampler": (there.sampler, here.sampler),
+            "clip.block_latents": (there.clip.block_latents, here.clip.block_latents),
+        }
+        wrong = [f"{name} is {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
+        if wrong:
+            raise ValueError(
+                f"The student {path} learned to generate in another way: {'; '.join(wrong)}. Set these as "
+                "they are there, or repeat causal init with those here."
+            )
 
     def on_fit_start(self) -> None:
         # what it warns of, and takes for a fault, is what a checkpoint is: the state after a step

@@ -210,7 +210,7 @@ class Diary(CausalInit):
         return super().training_step(batch, batch_idx)
 
 
-def written(root: Path, folder: Path, *, resume: Path | None = None, **settings: object) -> list[tuple]:
+def written(root: Path, folder: Path, *, resume: Path | None = None, **settings: object) -> Diary:
     clip = ClipSpec(height=32, width=32, horizons=(17, 25), block_latents=2)
     module = Diary(net=NANO, clip=clip, words=NANO_WORDS, policy=POLICY, ema_decay=None)
     module.entries = []
@@ -219,7 +219,7 @@ def written(root: Path, folder: Path, *, resume: Path | None = None, **settings:
         validation_scenes=1, evaluation_scenes=1, validation_windows=2, words=6,
     )  # fmt: skip
     trainer(folder, **{"max_steps": -1, "max_epochs": 3, **settings}).fit(module, data, ckpt_path=resume)
-    return module.entries
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -234,13 +234,18 @@ def solutions(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("stop", [3, 4, 6])
-def test_a_run_stopped_inside_an_epoch_goes_on_with_the_same_block_counts(solutions, tmp_path, stop):
+def test_a_run_stopped_inside_an_epoch_goes_on_to_the_same_weights_with_the_same_block_counts(
+    solutions, tmp_path, stop
+):
     whole = written(solutions, tmp_path / "whole")
-    assert [index for index, *_ in whole] == list(range(12)) and len({blocks for _, blocks, _ in whole}) > 1
+    assert [index for index, *_ in whole.entries] == list(range(12))
+    assert len({blocks for _, blocks, _ in whole.entries}) > 1
     saver = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=stop, save_top_k=-1)
     first = written(solutions, tmp_path / "first", max_steps=stop, max_epochs=-1, callbacks=[saver])
     rest = written(solutions, tmp_path / "rest", resume=tmp_path / "middle.ckpt")
-    assert first + rest == whole
+    assert first.entries + rest.entries == whole.entries
+    for name, value in whole.state_dict().items():
+        assert torch.equal(rest.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("forcing", ["hybrid", "teacher", "diffusion"])

@@ -8,6 +8,7 @@ from lightning import Callback
 from relic.modules.self_forcing import Turns
 from relic.nn.checkpoints import WeightsSource, read_header, save_weights
 from relic.nn.memory import Full, Memory, Window
+from relic.nn.student import FewSteps
 from relic.ops.actions import controls_of
 from relic.ops.dmd import with_gradient
 from relic.ops.flow import x0_of
@@ -354,6 +355,16 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_step(files, tmp_path)
         trainer(tmp_path).fit(self_forcing(files, teacher_rope_factor=2.0), Rollouts())
     with pytest.raises(ValueError, match="holds a student, but a teacher is needed"):
         trainer(tmp_path).fit(self_forcing({**files, "teacher": files["init"]}), Rollouts())
+
+
+def test_a_student_that_generates_in_another_way_is_refused_before_any_step(files, tmp_path):
+    for changes, message in (
+        ({"policy": Window(latents=2)}, r"policy is Compressed.*there, Window"),
+        ({"sampler": FewSteps(steps=2, shift=1.0)}, r"sampler is .*shift=5\.0.*there, .*shift=1\.0"),
+        ({"sampler": FewSteps(steps=2, context="last_step")}, r"sampler is .*'clean'.*there, .*'last_step'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path).fit(self_forcing(files, **changes), Rollouts())
 
 
 def test_a_run_goes_on_with_the_teacher_it_was_started_with(files, tmp_path):

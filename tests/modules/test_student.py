@@ -90,6 +90,18 @@ def test_clean_latents_are_the_end_of_a_solution():
     assert torch.equal(student().clean_latents(data), states[:, 2].float())
 
 
+def test_a_batch_is_sampled_from_its_first_latents_by_its_keys(vae):
+    module = student(vae=vae)
+    data = batch([0, 1])._replace(latents=torch.randn(2, 5, 4, 4, 6), actions=torch.rand(2, 17, 13))
+    videos = module.predict_step(data, 0)
+    assert videos.shape == (2, 17, 32, 48, 3) and videos.dtype == torch.uint8
+    for row in range(2):
+        alone = type(data)(*(None if x is None else x[row : row + 1] for x in data))
+        apart = module.predict_step(alone, 0)[0].int() - videos[row].int()
+        assert apart.abs().max() <= 1  # a batch rounds otherwise
+    assert not torch.equal(module.predict_step(data._replace(key=data.key + 1), 0), videos)
+
+
 def test_what_does_not_fit_is_named(vae):
     module = student(vae=vae)
     for prefix, message in (
