@@ -165,6 +165,20 @@ def test_critic_and_teacher_start_equal_so_without_guidance_nothing_pulls(files)
     assert built(files, guidance=4.0).gradient(generated, data)[:, 1:].any()
 
 
+def test_a_small_step_moves_clips_from_what_the_critic_sees_towards_what_the_teacher_would_have(files):
+    module, data = built(files), batch([0, 1])
+    image = module.image(data)
+    x0, traces = module.roll_out(data, image)
+    pull = module.gradient(x0, data)
+    for at, again in module.replay(data, image, traces):
+        with_gradient(again, pull[:, at]).backward()
+    with torch.no_grad():
+        for parameter in module.trained.parameters():
+            parameter -= 1e-6 * parameter.grad
+    moved, _ = module.roll_out(data, image)
+    assert float(((moved - x0) * pull).sum()) < 0
+
+
 def test_all_networks_see_the_image_clean_and_no_loss_counts_it(files):
     module, data, seen = built(files), batch([0, 1]), []
 
