@@ -21,6 +21,7 @@ VERBS = {
     "render": "render an action-labelled data set with the embedded engine",
     "inspect": "print and draw the card of a data set",
     "encode": "encode a data set into latent shards",
+    "ode-pairs": "solve a teacher's flow ODE: the states that a student first learns from",
     "report": "sample clips with a fitted teacher and lay them beside the truth",
     "convert": "convert weights between public Wan2.1 layouts and relic's own files",
     "demo": "render, fit and sample a small world, with a report at the end",
@@ -77,11 +78,18 @@ def run_stage(words: list[str]) -> None:
     RelicCLI.run(None)
 
 
+def find_verb(name: str) -> Callable[..., Any]:
+    """Return the function of a verb; it is called as its file is, with underscores for dashes."""
+    python_name = name.replace("-", "_")
+    function: Callable[..., Any] = getattr(importlib.import_module(f"relic.verbs.{python_name}"), python_name)
+    return function
+
+
 def run_verb(name: str, words: list[str]) -> None:
     """Run a verb: parameters before its `*` are positional on the command line, the others are options."""
     from jsonargparse import ArgumentParser
 
-    function: Callable[..., Any] = getattr(importlib.import_module(f"relic.verbs.{name}"), name)
+    function = find_verb(name)
     parameters = inspect.signature(function).parameters.values()
     options: set[str | int] = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     positional: set[str | int] = {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}

@@ -14,7 +14,7 @@ from relic.data.index import Index, Row
 from relic.data.loader import BatchLoader, MixedLoader, Place, WindowDataset
 from relic.data.reader import WindowReader
 from relic.data.sampling import FixedPlan, Plan, Split, TrainPlan, Windows, rank_places
-from relic.data.select import check_shape, check_vae, lay_out, rows_of, split_rows
+from relic.data.select import check_shape, check_vae, lay_out, levels_of, rows_of, split_rows
 from relic.data.storage import Storage
 from relic.ops.randomness import derive_seed
 from relic.types import ClipSpec
@@ -147,6 +147,7 @@ class WorldDataModule(LightningDataModule):
             Storage(root), size=(clip.height, clip.width), content=content, words=words
         )
         self._rows: dict[Split, tuple[Row, ...]] = {}
+        self._levels: tuple[float, ...] | None = None
         self._plain = self._plain_module(plain) if plain is not None else None
         self._steered = global_batch - (plain.samples(global_batch) if plain is not None else 0)
         self._resumed = 0  # the batch index loaded from a checkpoint
@@ -183,6 +184,7 @@ class WorldDataModule(LightningDataModule):
         check_shape(rows, clip=self.clip, content=self.content)
         if self.vae is not None and self.content != "video":
             check_vae(rows, vae=self.vae)
+        self._levels = levels_of(rows) if self.content == "trajectory" else None
         self._rows = {}
         for split in _splits(stage, with_validation=self.validation_scenes > 0):
             self._rows[split] = split_rows(
@@ -227,6 +229,13 @@ class WorldDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> BatchLoader:
         return self._fixed_loader("evaluation")
+
+    @property
+    def levels(self) -> tuple[float, ...] | None:
+        """Noise levels of the states of trajectories but the clean last; known after `setup`, None for other
+        content.
+        """
+        return self._levels
 
     @property
     def batch_index(self) -> int:

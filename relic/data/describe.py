@@ -40,6 +40,7 @@ BLANK: Final[dict[str, Any]] = {
     "scene": "", "valid": False, "reason": "", "num_frames": 0, "fps": 0.0, "height": 0, "width": 0,
     "d_bar": 1.0, "translates": False, "captions": [], "action_sums": [], "speed": 0.0, "turn_deg": 0.0,
     "revisit_share": 0.0, "revisit_gap_s": 0.0, "source": "", "start": 0, "pivot": None, "vae_sha256": "",
+    "levels": [],
 }  # fmt: skip
 
 
@@ -96,6 +97,9 @@ def _latents(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
         )
     if not bool(actions.isfinite().all()):
         raise ValueError(f"{key}.{ACTIONS} holds NaN or infinity.")
+    if TRAJECTORY in places and "levels" not in description:
+        raise ValueError(f"{key}.json lacks levels, the noise levels of the states in {key}.{TRAJECTORY}.")
+    levels = [float(level) for level in description["levels"]] if TRAJECTORY in places else []
     for name, axis in ((LATENTS, 0), (TRAJECTORY, 1)):
         if name in places:
             shape = _array_shape(_read(file, places[name], limit=256), key=f"{key}.{name}")
@@ -103,7 +107,13 @@ def _latents(file: BinaryIO, places: dict[str, Member]) -> dict[str, Any]:
                 raise ValueError(
                     f"{key}.{name} has shape {shape}; {frames} frames are {latents_of(frames)} latents."
                 )
+            if name == TRAJECTORY and len(levels) + 1 != shape[0]:
+                raise ValueError(
+                    f"{key}.{name} holds {shape[0]} states; the {len(levels)} levels of {key}.json and the "
+                    f"clean end make {len(levels) + 1}."
+                )
     row = _common(description)
+    row |= {"levels": levels}
     row |= {name: str(description[name]) for name in ("scene", "source", "vae_sha256")}
     pivot = description["pivot"]
     row |= {"start": int(description["start"]), "pivot": None if pivot is None else int(pivot)}

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
 import threading
 import warnings
 from collections import deque
@@ -26,6 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from relic.data.augment import draw_pivot, window_actions
+from relic.data.claim import claim, remove_leftovers
 from relic.data.index import INDEX_NAME, Index, Row, write_index
 from relic.data.reader import WindowReader, caption_of
 from relic.data.sampling import Window
@@ -146,13 +145,17 @@ def encode_dataset(
             raise ValueError(f"{name}={value} must be at least 1.")
     tasks = plan_encoding(Index.open(source), settings)
     storage, out = Storage(source), Path(out)
-    _claim(out, _description(storage, settings))
+    claim(
+        out,
+        _description(storage, settings),
+        file=SETTINGS_NAME,
+        meaning={"source": "another index of recordings", "vae_sha256": "another VAE"},
+    )
     total, done = sum(len(task.windows) for task in tasks), 0
     for task in tasks:
         path = out / task.shard
         if not path.exists():
-            for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
-                leftover.unlink()
+            remove_leftovers(path)
             with ThreadPoolExecutor(workers) as pool:
                 cut = _read_ahead(storage, task.windows, pool=pool, ahead=2 * max(batch, workers))
                 samples = _encoded(cut, encode=encode, settings=settings, batch=batch)
@@ -309,30 +312,3 @@ def _description(storage: Storage, settings: EncodeSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "vae_sha256": settings.vae_sha256,
     }
-
-
-def _claim(out: Path, description: Mapping[str, Any]) -> None:
-    """Write down what `out` is made with, or check that it was begun with the same.
-
-    Raises:
-        ValueError: Naming what differs, or if something else lies there.
-    """
-    path = out / SETTINGS_NAME
-    if not path.exists():
-        if any(out.glob("shards/*.tar")) or (out / INDEX_NAME).exists():
-            raise ValueError(f"{out} holds a dataset that was not encoded here; give an empty folder.")
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-        temporary.replace(path)
-        return
-    found = json.loads(path.read_text())
-    for name, value in description.items():
-        if found.get(name) != value:
-            what = {"source": "another index of recordings", "vae_sha256": "another VAE"}.get(
-                name, f"{name}={found.get(name)}, not {value}"
-            )
-            raise ValueError(
-                f"{out} was begun with {what} ({name} differs); give the same arguments to go on, or another "
-                "folder."
-            )

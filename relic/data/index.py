@@ -65,6 +65,7 @@ TABLE: Final = pa.schema(
         ("start", pa.int32()),
         ("pivot", pa.int32()),
         ("vae_sha256", pa.string()),
+        ("levels", pa.list_(pa.float64())),
         *((f"{column}_{part}", pa.int64()) for column in COLUMNS.values() for part in ("offset", "length")),
     ]
 )
@@ -97,6 +98,7 @@ class Row:
         start: First frame of the window in its source.
         pivot: Frame count before time turns back, None for a forward window.
         vae_sha256: Hash of the VAE weights that encoded it (latents only, else empty).
+        levels: Noise levels of the states of a trajectory, its clean end excluded; else empty.
         ranges: (offset, length) in the shard, by member name.
     """
 
@@ -122,6 +124,7 @@ class Row:
     start: int
     pivot: int | None
     vae_sha256: str
+    levels: tuple[float, ...]
     ranges: Mapping[str, tuple[int, int]]
 
 
@@ -278,6 +281,7 @@ def _row(values: dict[str, Any]) -> Row:
         if offset is not None:
             ranges[member] = (offset, length)
     values["captions"] = tuple(values["captions"])
+    values["levels"] = tuple(values.get("levels") or ())  # indexes of before trajectories have no such column
     values["action_sums"] = np.asarray(values["action_sums"], np.float32).reshape(-1, len(CHANNELS))
     return Row(ranges=ranges, **values)
 

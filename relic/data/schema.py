@@ -4,7 +4,8 @@ A shard is an uncompressed tar in webdataset's naming, `{key}.{member}`. Two kin
 
 - a recording, "relic-clip/1": `mp4`, `c2w.npy` (f, 4, 4) float64, `json`;
 - encoded training windows, "relic-latents/1": `latents.npy` (t, c, h, w) float16 and/or `trajectory.npy`
-  (s, t, c, h, w) float16, `actions.npy` (f, 13) float32, `json`.
+  (s, t, c, h, w) float16, `actions.npy` (f, 13) float32, `json`. The description of a trajectory also names
+  the noise `levels` of its states; the last state is clean and has none.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from relic.data.sampling import Split, Windows, split_scenes
 from relic.data.schema import LATENTS, TRAJECTORY, VIDEO
 from relic.types import ClipSpec
 
-__all__ = ["check_shape", "check_vae", "file_sha256", "lay_out", "rows_of", "split_rows"]
+__all__ = ["check_shape", "check_vae", "file_sha256", "lay_out", "levels_of", "rows_of", "split_rows"]
 
 
 def rows_of(index: Index, *, content: Content) -> tuple[Row, ...]:
@@ -102,6 +102,22 @@ def check_vae(rows: Sequence[Row], *, vae: str) -> None:
                 f"{row.key} in {row.shard} was encoded by a VAE with sha256 {row.vae_sha256}, but "
                 f"vae={vae} has {found}; give that VAE, or encode the recordings again with this one."
             )
+
+
+def levels_of(rows: Sequence[Row]) -> tuple[float, ...]:
+    """Return the noise levels of the states of trajectories.
+
+    Raises:
+        ValueError: If they differ, naming two samples.
+    """
+    first = rows[0]
+    for row in rows:
+        if row.levels != first.levels:
+            raise ValueError(
+                f"{row.key} in {row.shard} has states at levels {row.levels}, {first.key} in {first.shard} "
+                f"at {first.levels}: they cannot be trained on together; keep them in folders of their own."
+            )
+    return first.levels
 
 
 def lay_out(rows: Sequence[Row], *, num_frames: int, fps: float, balance: float) -> Windows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import overload
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from relic.nn.context import Context, Fresh, Prompt
 from relic.nn.dit import DiT, DiTConfig
 from relic.nn.text import WordTable, WordTableConfig
-from relic.ops.flow import euler_step, guide, sigma_schedule
+from relic.ops.flow import euler_step, guide, sigma_schedule, steps_to
 from relic.types import Controls
 
 __all__ = ["Denoiser", "EulerSampler"]
@@ -118,7 +118,7 @@ class EulerSampler:
             §4.1).
         """
         xt = torch.cat([image, noise[:, 1:]], dim=1)
-        moving = torch.ones(noise.shape[:2], device=noise.device)
+        moving = noise.new_ones(noise.shape[:2], dtype=torch.promote_types(noise.dtype, torch.float32))
         moving[:, 0] = 0.0
         levels = sigma_schedule(self.steps, shift=self.shift).tolist()
         dropped = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
@@ -130,6 +130,28 @@ class EulerSampler:
                 velocity = guide(velocity, plain, scale=self.guidance)
             xt = euler_step(xt, velocity, sigma=sigma, next_sigma=next_level * moving)
             yield xt
+
+    def trajectory(
+        self,
+        net: Denoiser,
+        noise: Tensor,
+        *,
+        levels: Sequence[float],
+        image: Tensor,
+        text: Tensor,
+        controls: Controls | None,
+    ) -> Tensor:
+        """Return the states of a solution at noise levels, from 1 down, and its clean end, (b, s, t, c, h,
+        w), s one more than levels. The other arguments are those of `states`.
+
+        Raises:
+            ValueError: If the steps pass a level by, with numbers of steps that would not.
+        """
+        wanted = {*steps_to(levels, steps=self.steps, shift=self.shift), self.steps}
+        kept = [torch.cat([image, noise[:, 1:]], dim=1)] if 0 in wanted else []
+        states = self.states(net, noise, image=image, text=text, controls=controls)
+        kept += [state for number, state in enumerate(states, 1) if number in wanted]
+        return torch.stack(kept, dim=1)
 
     def __call__(
         self, net: Denoiser, noise: Tensor, *, image: Tensor, text: Tensor, controls: Controls | None

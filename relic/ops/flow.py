@@ -7,6 +7,8 @@ Latents are (b, t, c, h, w). Sensitive steps run in float32 at least and return 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -17,6 +19,7 @@ __all__ = [
     "guide",
     "shift_sigma",
     "sigma_schedule",
+    "steps_to",
     "timestep_of",
     "velocity_of",
     "x0_of",
@@ -46,6 +49,29 @@ def sigma_schedule(steps: int, *, shift: float) -> Tensor:
     shifted.
     """
     return shift_sigma(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), shift=shift)
+
+
+def steps_to(levels: Sequence[float], *, steps: int, shift: float) -> tuple[int, ...]:
+    """Return after how many steps of `sigma_schedule(steps, shift=shift)` it stands at each of `levels`.
+
+    Raises:
+        ValueError: If it passes one by, with numbers of steps that would not.
+    """
+    # undo the shift: there the grid is even
+    done = [1.0 - level / (shift - (shift - 1.0) * level) for level in levels]
+
+    def hits(count: int) -> bool:
+        return all(abs(part * count - round(part * count)) < 1e-9 * count for part in done)
+
+    if not hits(steps):
+        counts = [count for count in range(1, 4 * steps + 100) if hits(count)]
+        near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
+        remedy = f"use {' or '.join(map(str, near))} steps" if near else "use the shift that made the levels"
+        raise ValueError(
+            f"{steps} steps shifted by {shift:g} don't stand at all of the levels "
+            f"{', '.join(f'{level:.6g}' for level in levels)}; {remedy}."
+        )
+    return tuple(round(part * steps) for part in done)
 
 
 def add_noise(x0: Tensor, noise: Tensor, *, sigma: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from relic.ops.flow import shift_sigma
 
-__all__ = ["LEVEL_SAMPLINGS", "LEVEL_WEIGHTINGS", "draw_sigma", "flow_matching_loss", "level_weight"]
+__all__ = [
+    "LEVEL_SAMPLINGS",
+    "LEVEL_WEIGHTINGS",
+    "draw_sigma",
+    "flow_matching_loss",
+    "level_weight",
+    "ode_regression_loss",
+]
 
 Sampling = Literal["uniform", "logit_normal"]
 Weighting = Literal["none", "bell"]
@@ -51,3 +58,10 @@ def flow_matching_loss(velocity: Tensor, target: Tensor, *, weight: Tensor) -> T
     error = reduce((velocity.float() - target.float()).square(), "b t c h w -> b t", "mean")
     counted = (weight != 0).sum(1).clamp(min=1)
     return (weight * error).sum(1) / counted
+
+
+def ode_regression_loss(x0: Tensor, end: Tensor) -> Tensor:
+    """Return the mean squared error per sample, (b,), of clean latents that are predicted from states of an
+    ODE's solutions, against the ends of those solutions (paper §4.4). x0, end: (b, t, c, h, w).
+    """
+    return reduce((x0.float() - end.float()).square(), "b t c h w -> b", "mean")

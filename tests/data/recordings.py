@@ -62,6 +62,7 @@ def latents_sample(
     scene: str = "room",
     vae_sha256: str = "0" * 64,
     states: int = 0,
+    levels: tuple[float, ...] | None = None,
     size: int = SIZE,
 ) -> dict[str, bytes]:
     """Return the members of an encoded window; with `states`, of a trajectory instead."""
@@ -75,6 +76,9 @@ def latents_sample(
         "d_bar": 0.1, "caption": f"a {scene}", "scene": scene, "source": "walk", "start": 0, "pivot": None,
         "vae_sha256": vae_sha256,
     }  # fmt: skip
+    if states:
+        evenly = np.linspace(1, 0, states)[:-1].tolist()
+        description |= {"levels": evenly if levels is None else list(levels)}
     member = TRAJECTORY if states else LATENTS
     return {member: dump_array(content), ACTIONS: dump_array(actions), JSON: dump_json(description)}
 

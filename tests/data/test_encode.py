@@ -183,7 +183,7 @@ def test_other_arguments_into_the_same_folder_are_refused_by_name(recordings, en
 
 
 def test_a_folder_with_something_else_in_it_is_refused(recordings):
-    with pytest.raises(ValueError, match="was not encoded here"):
+    with pytest.raises(ValueError, match="was not made here"):
         encode_dataset(recordings, recordings, encode=pool, settings=settings())
 
 

@@ -21,7 +21,7 @@ def walk(key: str, *, seconds: int = 10, channels: tuple[int, ...] = (0,), fps: 
         key=key, scene=key, shard="a.tar", kind="clip", valid=True, reason="", fps=fps, height=64, width=64,
         num_frames=round(seconds * fps) + 1, d_bar=1.0, translates=True, captions=(), action_sums=sums,
         speed=0.0, turn_deg=0.0, revisit_share=0.0, revisit_gap_s=0.0, source="", start=0, pivot=None,
-        vae_sha256="", ranges={},
+        vae_sha256="", levels=(), ranges={},
     )  # fmt: skip
 
 

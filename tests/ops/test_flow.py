@@ -3,7 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relic.ops.flow import add_noise, euler_step, guide, shift_sigma, sigma_schedule, velocity_of, x0_of
+from relic.ops.flow import (
+    add_noise,
+    euler_step,
+    guide,
+    shift_sigma,
+    sigma_schedule,
+    steps_to,
+    velocity_of,
+    x0_of,
+)
 
 x0, noise = (torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
 levels = torch.tensor([[0.0, 0.3, 1.0], [0.0, 0.9, 0.5]], dtype=torch.float64)
@@ -54,3 +63,22 @@ def test_guidance_of_one_is_none():
 
 def test_half_precision_comes_back_as_half_precision():
     assert add_noise(x0.bfloat16(), noise.bfloat16(), sigma=levels.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0, 8.0])
+@pytest.mark.parametrize(("steps", "few"), [(48, 4), (4, 4), (20, 4), (1000, 8), (48, 1)])
+def test_a_grid_stands_at_the_levels_of_a_coarser_one(shift, steps, few):
+    fine, coarse = sigma_schedule(steps, shift=shift), sigma_schedule(few, shift=shift)[:-1]
+    done = steps_to(coarse.tolist(), steps=steps, shift=shift)
+    assert done == tuple(range(0, steps, steps // few))
+    torch.testing.assert_close(fine[list(done)], coarse, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shift", "remedy"),
+    [(50, 5.0, "use 48 or 52 steps"), (3, 5.0, "use 4 or 8 steps"), (48, 8.0, "use the shift that made")],
+)
+def test_a_grid_that_passes_a_level_by_says_which_would_not(steps, shift, remedy):
+    levels = sigma_schedule(4, shift=5.0)[:-1].tolist()
+    with pytest.raises(ValueError, match=remedy):
+        steps_to(levels, steps=steps, shift=shift)

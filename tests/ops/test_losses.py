@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from relic.ops.losses import draw_sigma, flow_matching_loss, level_weight
+from relic.ops.losses import draw_sigma, flow_matching_loss, level_weight, ode_regression_loss
 
 
 def test_the_loss_leaves_out_frames_of_weight_zero_and_averages_the_rest():
@@ -29,3 +29,10 @@ def test_levels_are_drawn_as_named():
     share = float(((normal > 0.2689) & (normal < 0.7311)).float().mean())  # one standard deviation
     assert math.isclose(share, 0.6827, abs_tol=0.01)
     assert float(draw_sigma(u, sampling="uniform", shift=5.0).median()) > 0.8
+
+
+def test_the_regression_loss_is_a_mean_for_each_sample():
+    x0, end = torch.zeros(2, 3, 1, 2, 2), torch.zeros(2, 3, 1, 2, 2)
+    end[0, 1] = 3.0
+    end[1] = 2.0
+    assert ode_regression_loss(x0, end).tolist() == [3.0, 4.0]

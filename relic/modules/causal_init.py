@@ -1,0 +1,270 @@
+"""Causal initialisation: a teacher becomes a few-step causal student, by ODE regression (paper §4.4)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from einops import rearrange, repeat
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from relic.modules.base import adamw
+from relic.modules.student import StudentModule
+from relic.nn.checkpoints import WeightsSource
+from relic.nn.denoiser import Denoiser
+from relic.nn.dit import DiTConfig
+from relic.nn.forcing import forced_velocity
+from relic.nn.student import FewSteps
+from relic.nn.text import WordTableConfig
+from relic.ops.actions import controls_of
+from relic.ops.flow import add_noise, x0_of
+from relic.ops.losses import ode_regression_loss
+from relic.ops.masks import FORCINGS, Forcing
+from relic.ops.randomness import derive_seed
+from relic.ops.retention import AnyPolicy, Compressed, block_range, block_that_ends
+from relic.ops.video import psnr, to_uint8
+from relic.parallel import Compute
+from relic.rollout import KeyedNoise
+from relic.types import TIME_STRIDE, Batch, ClipSpec, latents_of
+
+__all__ = ["CausalInit", "SaysLevels"]
+
+BASE_LATENTS = 21  # that positions of the base model were trained on
+
+
+@runtime_checkable
+class SaysLevels(Protocol):
+    """A data module that knows at which noise levels the states of its trajectories lie."""
+
+    @property
+    def levels(self) -> tuple[float, ...] | None: ...
+
+
+class CausalInit(StudentModule):
+    """Fit a causal student to a teacher's ODE solutions: from any of their states it learns the clean end.
+
+    Batches hold trajectories, states at the student's noise levels and the clean end, as `relic ode-pairs`
+    writes them. Of each batch the first B blocks are used, B uniform over all that the clip has. `hybrid`
+    presents the last `noisy_blocks` of them as states, each block at a level of its own, and those before as
+    the memory would hold them: the clean end, at the noise level that generation caches. Gradients pass
+    through the keys and values of these clean blocks, so that writing the memory is learned with reading it.
+    `diffusion` has only noisy blocks after the image; `teacher` has every block noisy, each with its past
+    clean.
+
+    Args:
+        net: Sizes of the DiT, the teacher's, with the YaRN factor of its longest horizon: the student keeps
+            it at every length.
+        clip: Shape of the clips; linked from `data.clip` on the command line.
+        words: Trained word table for small worlds; null if batches carry prompt embeddings.
+        vae: Weights of the autoencoder (safetensors); needed to sample videos.
+        init: The teacher's file; null starts fresh.
+        policy: What the memory keeps.
+        sampler: Denoising steps, whose levels the trajectories must have, and what is committed.
+        forcing: What the blocks before a noisy one are: `hybrid`, `teacher` or `diffusion`.
+        noisy_blocks: Noisy blocks at the end of the clip, with `hybrid` forcing.
+        rollout_blocks: Validation also generates so many blocks and measures their PSNR against the
+            trajectory, both decoded; 0 for none.
+        compute: Activation checkpointing and compilation of the blocks.
+        optimizer: The optimiser.
+        warmup_steps: Steps over which the learning rate rises from zero.
+        ema_decay: Decay of the moving average of the weights; null for none.
+        seed: Seed of block counts, levels and noise.
+
+    Raises:
+        ValueError: If a setting is out of range, or sizes don't fit each other.
+    """
+
+    stage: ClassVar[str] = "causal_init"
+    starts_from: ClassVar[str | None] = "teacher"
+
+    def __init__(
+        self,
+        *,
+        net: DiTConfig,
+        clip: ClipSpec,
+        words: WordTableConfig | None = None,
+        vae: str | None = None,
+        init: WeightsSource | None = None,
+        policy: AnyPolicy = Compressed(),  # noqa: B008 - frozen
+        sampler: FewSteps = FewSteps(),  # noqa: B008 - frozen
+        forcing: Literal["teacher", "diffusion", "hybrid"] = "hybrid",
+        noisy_blocks: int = 2,
+        rollout_blocks: int = 0,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
+        optimizer: OptimizerCallable = adamw,
+        warmup_steps: int = 0,
+        ema_decay: float | None = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            net=net, clip=clip, words=words, vae=vae, policy=policy, sampler=sampler, compute=compute,
+            init=init, optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, seed=seed,
+        )  # fmt: skip
+        if forcing not in FORCINGS:
+            raise ValueError(f"forcing={forcing!r} must be one of {', '.join(FORCINGS)}.")
+        if noisy_blocks < 1:
+            raise ValueError(
+                f"noisy_blocks={noisy_blocks} must be at least 1; what is clean teaches nothing."
+            )
+        longest = latents_of(clip.max_frames)
+        blocks = block_that_ends(longest, block_latents=clip.block_latents)
+        if not 0 <= rollout_blocks <= blocks:
+            raise ValueError(f"rollout_blocks={rollout_blocks} must be between 0 and the clip's {blocks}.")
+        if net.rope_factor * BASE_LATENTS < longest - 1e-6:
+            raise ValueError(
+                f"net.rope_factor={net.rope_factor} is that of {net.rope_factor * BASE_LATENTS:g} latents, "
+                f"but the longest horizon has {longest}: start from the teacher of that horizon, with the "
+                f"factor {longest / BASE_LATENTS}, or shorten clip.horizons."
+            )
+        self.forcing: Forcing = forcing
+        self.noisy_blocks, self.rollout_blocks = noisy_blocks, rollout_blocks
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        source = getattr(self.trainer, "datamodule", None)
+        if isinstance(source, SaysLevels):  # a foreign one need not
+            self.check_levels(source.levels)
+
+    def check_levels(self, levels: tuple[float, ...] | None) -> None:
+        """Compare the noise levels of trajectories with the student's.
+
+        Raises:
+            ValueError: If they differ, or there are none.
+        """
+        own = self.student.sampler.levels
+        if levels is None:
+            raise ValueError("Causal initialisation learns from trajectories; set data.content: trajectory.")
+        if len(levels) != len(own) or any(abs(a - b) > 1e-6 for a, b in zip(levels, own, strict=True)):
+            found, needed = (", ".join(f"{level:.4f}" for level in each) for each in (levels, own))
+            raise ValueError(
+                f"The trajectories have states at the levels {found}; the student denoises at {needed} "
+                f"(steps={self.student.sampler.steps}, shift={self.student.sampler.shift:g}). Set "
+                "model.init_args.sampler to theirs, or make them again (relic ode-pairs --student_steps, "
+                "--shift)."
+            )
+
+    # -- loss ------------------------------------------------------------------------------------------------
+
+    def blocks_of(self, batch: Batch) -> int:
+        """Return how many blocks there are after the image in the clips of a batch."""
+        return block_that_ends(latents_of(batch.actions.shape[1]), block_latents=self.clip.block_latents)
+
+    def drawn_blocks(self, batch: Batch) -> int:
+        """Return how many blocks of this training batch are used: uniform over what there is, and a function
+        of seed and batch index alone, so that all ranks agree.
+        """
+        return 1 + derive_seed(self.seed, self.stage, "blocks", self.batch_index) % self.blocks_of(batch)
+
+    def drawn_levels(self, batch: Batch) -> Tensor:
+        """Return the number of the level of each block (b, blocks), a function of the sample alone."""
+        draws = self.uniform(batch.key, "levels", size=(self.blocks_of(batch),))
+        return (draws * self.student.sampler.steps).long().clamp(max=self.student.sampler.steps - 1)
+
+    def regression_loss(self, net: Denoiser, batch: Batch, *, blocks: int, steps: Tensor) -> Tensor:
+        """Return the mean squared error of x0 over the noisy latents, per sample (b,).
+
+        blocks: how many of the clip are used. steps: (b, blocks or more), the number of the level of each
+        block; those of clean blocks are not used.
+
+        Raises:
+            ValueError: If the batch holds no trajectories, or another number of states than the student has
+                levels.
+        """
+        states, size = self._states(batch), self.clip.block_latents
+        total = block_range(blocks, block_latents=size).stop
+        clean = self._clean_blocks(blocks)
+        start = 1 if self.forcing == "teacher" else block_range(clean, block_latents=size).stop
+        of_latents = repeat(steps[:, :blocks], "b n -> b (n t)", t=size)[:, start - 1 :]
+        rows = torch.arange(len(steps), device=states.device)[:, None]
+        noisy = states[rows, of_latents, torch.arange(start, total, device=states.device)].float()
+        levels = torch.tensor(self.student.sampler.levels, device=states.device)
+        sigma = levels[of_latents]
+        end = states[:, -1, :total].float()
+        context, context_sigma = self._context(
+            end, batch.key, latents=block_range(clean, block_latents=size).stop
+        )
+        velocity = forced_velocity(
+            net,
+            noisy,
+            clean=context,
+            sigma=sigma,
+            clean_sigma=context_sigma,
+            text=batch.text,
+            controls=controls_of(batch.actions[:, : 1 + TIME_STRIDE * (total - 1)]),
+            plan=self.plan,
+            forcing=self.forcing,
+        )
+        return ode_regression_loss(x0_of(noisy, velocity, sigma=sigma), end[:, start:])
+
+    def _states(self, batch: Batch) -> Tensor:
+        needed = self.student.sampler.steps + 1
+        if batch.trajectory is None or batch.trajectory.shape[1] != needed:
+            found = "none" if batch.trajectory is None else batch.trajectory.shape[1]
+            raise ValueError(
+                f"The student's {needed - 1} steps need trajectories of {needed} states, the last one clean; "
+                f"the batch has {found}. Make them with relic ode-pairs, and set data.content: trajectory."
+            )
+        return batch.trajectory
+
+    def _clean_blocks(self, blocks: int) -> int:
+        """Return how many blocks after the image are presented clean."""
+        return {"teacher": blocks - 1, "diffusion": 0, "hybrid": max(0, blocks - self.noisy_blocks)}[
+            self.forcing
+        ]
+
+    def _context(self, end: Tensor, key: Tensor, *, latents: int) -> tuple[Tensor, Tensor]:
+        """Return the first `latents` latents as generation caches them, and their noise levels (b, t)."""
+        sigma = torch.full(end.shape[:2], self.student.sampler.context_level, device=end.device)
+        sigma[:, 0] = 0.0  # the image always is clean
+        if self.student.sampler.context_level:
+            # drawn for the whole clip: what a sample gets does not depend on how much of it is used
+            end = add_noise(end, self.normal(key, "context", like=end), sigma=sigma)
+        return end[:, :latents], sigma[:, :latents]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        blocks = self.drawn_blocks(batch)
+        losses = self.regression_loss(self.trained, batch, blocks=blocks, steps=self.drawn_levels(batch))
+        loss = losses.mean()
+        self.log("train/loss_ode", loss, prog_bar=True, batch_size=len(batch.key))
+        return loss
+
+    # -- validation ------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses = self.level_losses(batch)
+        count = len(batch.key)
+        for level, loss in losses.items():
+            self.log(f"val/loss_ode_sigma_{level}", loss, sync_dist=True, batch_size=count)
+        mean = torch.stack(list(losses.values())).mean()
+        self.log("val/loss_ode", mean, prog_bar=True, sync_dist=True, batch_size=count)
+        if self.rollout_blocks:
+            self.log("val/psnr_rollout", self.rollout_psnr(batch), sync_dist=True, batch_size=count)
+
+    test_step = validation_step
+
+    @torch.no_grad()
+    def level_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the averaged network's loss over whole clips with all noisy blocks at one level, keyed
+        "0.938" and so on.
+        """
+        blocks, losses = self.blocks_of(batch), {}
+        for number, level in enumerate(self.student.sampler.levels):
+            steps = torch.full((len(batch.key), blocks), number, device=batch.actions.device)
+            loss = self.regression_loss(self.averaged, batch, blocks=blocks, steps=steps)
+            losses[f"{level:.3f}"] = loss.mean()
+        return losses
+
+    @torch.no_grad()
+    def rollout_psnr(self, batch: Batch) -> Tensor:
+        """Return the PSNR (dB) of the first `rollout_blocks` generated blocks against the teacher's solution,
+        both decoded.
+        """
+        blocks = min(self.rollout_blocks, self.blocks_of(batch))
+        latents = block_range(blocks, block_latents=self.clip.block_latents).stop
+        truth = self.clean_latents(batch)[:, :latents]
+        actions = batch.actions[:, : 1 + TIME_STRIDE * (latents - 1)]
+        noise = KeyedNoise(tuple(batch.key.tolist()), ("validation",))
+        made = self.extend(truth[:, :1], actions=actions, text=batch.text, noise=noise)
+        videos: list[Any] = [to_uint8(self.frozen_vae.decode(x))[:, 1:] for x in (made, truth)]
+        return psnr(*(rearrange(video, "b f h w c -> (b f) h w c") for video in videos)).mean()
