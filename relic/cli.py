@@ -22,6 +22,8 @@ VERBS = {
     "inspect": "print and draw the card of a data set",
     "encode": "encode a data set into latent shards",
     "report": "sample clips with a fitted teacher and lay them beside the truth",
+    "export": "write the bundle of a fitted student that relic.World reads",
+    "rollout": "roll a world out from an image along a script of actions",
     "convert": "convert weights between public Wan2.1 layouts and relic's own files",
     "demo": "render, fit and sample a small world, with a report at the end",
 }
