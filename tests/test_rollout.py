@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -300,8 +302,10 @@ def test_settings_that_cannot_work_are_refused():
     used.prefill(IMAGE, actions(1), text=TEXT)
     with pytest.raises(ValueError, match="holds 1 latents of another stream"):
         Rollout(network(), used.memory, noise=KeyedNoise((1, 2)))
+    stretched = network()
+    stretched.dit.config = dataclasses.replace(stretched.dit.config, rope_factor=3.0)
     with pytest.raises(ValueError, match=r"rope_factor=3\.0 and the memory's 1\.0 must be equal"):
-        rollout_of(network().at_rope_factor(3.0))
+        rollout_of(stretched)
     with pytest.raises(ValueError, match="exit_step=4 must be one of the 4 steps, 0 to 3"):
         rollout_of(exit_step=4)
 
