@@ -221,7 +221,7 @@ class Session:
         for frames, stretch in zip(video.split(self.frames), actions.split(self.frames), strict=True):
             place = self._place()
             latents, encoder = self._encoded(frames, self._encoder)
-            self._commit_true(latents, stretch.float().cpu(), before=place)
+            self._commit_true(latents, _owned(stretch), before=place)
             self._encoder = encoder
 
     def step(self, actions: Tensor, *, prompt: str | None = None) -> Tensor:
@@ -236,7 +236,7 @@ class Session:
         if prompt is not None:
             self.prompt = prompt
         place, standing = self._place(), copy.copy(self.rollout)
-        actions = actions.float().cpu()
+        actions = _owned(actions)
         try:
             self.block = self.rollout.step(actions[None], text=self.text)
         except BaseException:
@@ -289,14 +289,15 @@ class Session:
         """
         kept = self._check_snapshot(snapshot)
         self._begin(snapshot.seed, prompt=snapshot.prompts[0])
-        actions = [snapshot.actions[:1], *snapshot.actions[1:].split(self.frames)]
-        for index, (prompt, stretch) in enumerate(zip(snapshot.prompts, actions, strict=True)):
+        for index, prompt in enumerate(snapshot.prompts):
             self.prompt = prompt
+            end = 1 + index * self.frames
+            stretch = _owned(snapshot.actions[max(0, end - self.frames) : end])
             if index >= kept:
                 self.step(stretch)
                 continue
             at = self.rollout.memory.plan.block(index)
-            latents = snapshot.latents[at.start : at.stop].to(self.rollout.memory.device)[None]
+            latents = snapshot.latents[None, at.start : at.stop].clone().to(self.rollout.memory.device)
             if index < snapshot.true_blocks:
                 self._commit_true(latents, stretch, before=self._place() if index else None)
                 continue
@@ -399,3 +400,8 @@ class Session:
                 "the world with the policy it was taken with."
             )
         return kept
+
+
+def _owned(actions: Tensor) -> Tensor:
+    """Return a copy of actions: matrix products on a CPU may round by where in memory their input begins."""
+    return actions.to("cpu", torch.float32, copy=True).contiguous()

@@ -277,7 +277,7 @@ def _write(
             "d_bar": d_bar,
             **_plain(config.to_header()),
             "vae": _plain(asdict(vae)),
-            "versions": {"relic": __version__, "torch": torch.__version__},
+            "versions": {"relic": __version__, "torch": str(torch.__version__)},
             "files": {name: file_sha256(folder / name) for name in (STUDENT, VAE)},
         }
         text = yaml.safe_dump(card, sort_keys=False, width=110)
