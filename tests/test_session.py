@@ -142,6 +142,8 @@ def test_another_way_can_be_taken_after_undo():
     other = session.step(BLOCKS[4])
     play(straight, BLOCKS[:2])
     assert torch.equal(straight.step(BLOCKS[4]), other)
+    ours, theirs = session.snapshot(), straight.snapshot()
+    assert torch.equal(ours.latents, theirs.latents) and torch.equal(ours.actions, theirs.actions)
 
 
 def test_undo_reaches_back_into_true_blocks_after_which_true_blocks_may_follow():

@@ -37,6 +37,7 @@ def test_the_picture_shows_what_is_kept_dark_and_what_is_not_kept_white(tmp_path
     found = [(np.abs(picture - np.array(colour)).max(-1) <= 2).sum() for colour in (full, half, quarter)]
     assert all(count > 500 for count in found), found
     assert found[2] > found[1], "most latents are pooled 4x4"
+    assert found[2] > found[0], "and what does not exist yet is white"
     orange, blue = (
         (np.abs(picture - np.array(c)).max(-1) <= 2).sum() for c in ((217, 128, 50), (42, 127, 158))
     )

@@ -62,6 +62,8 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         export(student, str(tmp_path / "none.safetensors"), out, "--d_bar", "1")
     with pytest.raises(SystemExit, match="max_latents=5 must leave a latent of each factor"):
         export(student, vae, out, "--d_bar", "1", "--max_latents", "5")
+    with pytest.raises(SystemExit, match=r"max_latents=12 goes beyond the 11 latents .* use at most 11"):
+        export(student, vae, out, "--d_bar", "1", "--max_latents", "12")
     full, vae = write_files(tmp_path / "full", Full())
     with pytest.raises(SystemExit, match=r"max_latents=9 bounds a compressed memory; this student's is Full"):
         export(full, vae, out, "--d_bar", "1", "--max_latents", "9")
