@@ -261,8 +261,8 @@ def _check(config: StudentConfig, vae: TinyVAEConfig, *, d_bar: float) -> None:
     span, room, trained = config.policy.span, config.policy.room, latents_of(config.clip.max_frames)
     if config.policy.repositions and span is not None and room is not None and span + room > trained:
         raise ValueError(
-            f"max_latents={span + room} goes beyond the {trained} latents of the student's horizon, the places "
-            f"in time that it knows; use at most {trained}."
+            f"max_latents={span + room} goes beyond the {trained} latents of the student's horizon, the "
+            f"places in time that it knows; use at most {trained}."
         )
     config.plan(endless=config.policy.repositions)  # refuses a policy that does not fit
 
