@@ -186,9 +186,9 @@ def test_no_checkpoint_is_written_between_accumulated_gradients(tmp_path):
     def fit(batches: int, resume: str | None) -> int:
         keeper = Checkpoint(dirpath=tmp_path, every_n_train_steps=2, save_last=True)
         trainer = Trainer(
-            max_steps=6, accelerator="cpu", accumulate_grad_batches=4, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
-            callbacks=[keeper, CutAfter(batches)], default_root_dir=tmp_path,
+            max_steps=6, accelerator="cpu", accumulate_grad_batches=4, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            limit_val_batches=0, callbacks=[keeper, CutAfter(batches)], default_root_dir=tmp_path,
         )  # fmt: skip
         module = TeacherExtension(net=NANO, clip=NANO_CLIP, words=NANO_WORDS)
         with pytest.raises(Cut):

@@ -53,19 +53,8 @@ def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed:
         root=teacher.parent,
         product=teacher,
     )
-    report = [
-        "report",
-        teacher,
-        "--vae",
-        vae,
-        "--clips",
-        clips,
-        "--out",
-        root / "report.html",
-        "--seed",
-        seed,
-    ]
-    run(*report, "--validation_scenes", 1, "--evaluation_scenes", 0)
+    report = ["report", teacher, "--vae", vae, "--clips", clips, "--out", root / "report.html"]
+    run(*report, "--validation_scenes", 1, "--evaluation_scenes", 0, "--seed", seed)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {root / 'report.html'}")
 
 
