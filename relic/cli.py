@@ -23,6 +23,8 @@ VERBS = {
     "encode": "encode a data set into latent shards",
     "ode-pairs": "solve a teacher's flow ODE: the states that a student first learns from",
     "report": "sample clips with a fitted teacher and lay them beside the truth",
+    "export": "write the bundle of a fitted student that relic.World reads",
+    "rollout": "roll a world out from an image along a script of actions",
     "convert": "convert weights between public Wan2.1 layouts and relic's own files",
     "demo": "render, fit and sample a small world, with a report at the end",
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -17,6 +20,19 @@ __all__ = ["RelicCLI"]
 def checkpoints_in(root: str | None) -> str:
     """Return the folder of checkpoints, beside the run's other files: `--ckpt_path last` looks there."""
     return str(Path(root or "runs/default") / "checkpoints")
+
+
+class Begun(Callback):
+    """Knows whether a run has come as far as its first batch."""
+
+    def __init__(self) -> None:
+        self.value = False
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.value = True
+
+    on_sanity_check_start = on_train_start = begin
+    on_validation_start = on_test_start = on_predict_start = begin
 
 
 class RelicCLI(LightningCLI):
@@ -36,6 +52,30 @@ class RelicCLI(LightningCLI):
             while cause := error.__cause__ or error.__context__:
                 error = cause  # type: ignore[assignment] # the parser wraps what our classes say in what it tried
             self.parser.error(str(error))
+
+    # what does not fit is told in a line as long as no time was spent; what fails later has its traceback
+
+    def fit(self, **words: Any) -> None:
+        self._begin(self.trainer.fit, words)
+
+    def validate(self, **words: Any) -> None:
+        self._begin(self.trainer.validate, words)
+
+    def test(self, **words: Any) -> None:
+        self._begin(self.trainer.test, words)
+
+    def predict(self, **words: Any) -> None:
+        self._begin(self.trainer.predict, words)
+
+    def _begin(self, run: Callable[..., Any], words: dict[str, Any]) -> None:
+        begun = Begun()
+        self.trainer.callbacks.append(begun)  # type: ignore[attr-defined]
+        try:
+            run(**words)
+        except (ValueError, OSError) as error:
+            if begun.value:
+                raise
+            sys.exit(f"relic {run.__name__}: {error}")
 
     @classmethod
     def run(cls, args: Any, *, execute: bool = True) -> RelicCLI:

@@ -169,3 +169,20 @@ def test_configs_are_found_by_name_and_a_missing_one_lists_its_neighbours():
     assert find_config("configs/net/tiny.yaml").is_file()
     with pytest.raises(FileNotFoundError, match=r"1b.yaml"):
         find_config("configs/net/2b.yaml")
+
+
+def test_what_does_not_fit_is_told_in_a_line_and_what_fails_later_with_its_traceback(monkeypatch):
+    words = [*("--config", str(TEACHERS[0]), "--config", str(HORIZONS[0]), "--data.root=nowhere")]
+    words += ["--trainer.accelerator=cpu", "--trainer.logger=false"]
+    with pytest.raises(SystemExit, match="relic fit: no dataset at nowhere: the folder does not exist"):
+        RelicCLI.run(["fit", *words])
+    cli = build(TEACHERS[0], HORIZONS[0], extra=("--trainer.accelerator=cpu",))
+
+    def fit(**words):
+        for callback in cli.trainer.callbacks:
+            callback.on_train_start(cli.trainer, cli.model)
+        raise ValueError("in the middle")
+
+    monkeypatch.setattr(cli.trainer, "fit", fit)
+    with pytest.raises(ValueError, match="in the middle"):
+        cli.fit()
