@@ -16,6 +16,7 @@ from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import TensorsInMemory
 from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.nn.wan_layout import write_public
+from relic.ops.flow import steps_to
 from relic.stages import Checkpoint, RelicCLI
 from tests.worlds import NANO, NANO_CLIP, NANO_WORDS, LatentWorld
 
@@ -23,9 +24,14 @@ ROOT = Path(__file__).parents[1] / "configs"
 TEACHERS = [ROOT / "teacher" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
 HORIZONS = [ROOT / "teacher" / "horizon" / f"{seconds}s.yaml" for seconds in (5, 10, 20)]
 WHOLE = [ROOT / "teacher" / "demo.yaml", *sorted((ROOT / "autoencoder").glob("*.yaml"))]
+CAUSAL_INITS = [ROOT / "causal_init" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
 TRAINERS = sorted((ROOT / "trainer").glob("*.yaml"))
 PLAIN = ROOT / "teacher" / "plain.yaml"  # goes after a size and a horizon
-RECIPES = [*product(TEACHERS, HORIZONS), *product(TEACHERS, HORIZONS[:1], (PLAIN,)), *((p,) for p in WHOLE)]
+RECIPES = [
+    *product(TEACHERS, HORIZONS),
+    *product(TEACHERS, HORIZONS[:1], (PLAIN,)),
+    *((p,) for p in (*WHOLE, *CAUSAL_INITS)),
+]
 PIECES = [*sorted((ROOT / "net").glob("*.yaml"))]
 
 
@@ -70,6 +76,22 @@ def test_horizons_stretch_positions_by_latents_over_21(horizon):
     latents = 1 + (cli.datamodule.clip.max_frames - 1) // 4
     assert cli.model.net_config.rope_factor == pytest.approx(latents / 21)
     assert (cli.model.init is None) == (latents == 21)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), list(zip(CAUSAL_INITS, TEACHERS, strict=True)), ids=lambda p: p.stem
+)
+def test_a_student_has_the_sizes_of_the_20_s_teacher_and_starts_where_that_wrote(student, teacher):
+    first = build(teacher, HORIZONS[-1], extra=("--trainer.accelerator=cpu",))
+    second = build(student, extra=("--trainer.accelerator=cpu",))
+    assert second.model.net_config == first.model.net_config
+    assert second.model.student.words == first.model.words
+    written = Path(first.trainer.default_root_dir) / "teacher.safetensors"
+    assert Path(second.model.init.path).parts[-3:] == written.parts[-3:]
+    assert second.model.clip.max_frames == first.model.clip.max_frames
+    steps_to(
+        second.model.student.sampler.levels, steps=first.model.sampler.steps, shift=first.model.sampler.shift
+    )
 
 
 def test_one_setting_can_be_overridden_and_shapes_are_said_once():

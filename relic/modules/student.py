@@ -80,8 +80,6 @@ class StudentModule(RelicModule):
         self.compute = compute
         self.vae_path = vae
         self.vae: Frozen | None = None
-        self._resumed = 0  # the batch index loaded from a checkpoint
-        self._processed_before = 0  # batches the trainer counted before that one
 
     @property
     def clip(self) -> ClipSpec:
@@ -138,22 +136,11 @@ class StudentModule(RelicModule):
         """Training batches consumed before the one at work: the same on all ranks, and as if the run had
         never been stopped. What a whole batch shares is drawn by it.
         """
-        return self._processed() - self._processed_before if self._trainer else self._resumed
-
-    def _processed(self) -> int:
+        if self._trainer is None:
+            return 0
+        # `total` runs on over epochs and is restored from checkpoints; `current` is neither
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return progress.processed  # not `completed`: checkpoints are written between the two
-
-    def on_train_start(self) -> None:
-        self._processed_before = self._processed() - self._resumed if self._resumed else 0
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["batch_index"] = self.batch_index
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._resumed = checkpoint["batch_index"]
+        return progress.processed
 
     # -- sampling --------------------------------------------------------------------------------------------
 

@@ -69,25 +69,39 @@ def test_a_clip_is_generated_from_its_prefix_and_what_follows_depends_on_actions
         assert torch.equal(reseeded[:prefix], video[:prefix]) and not torch.equal(reseeded, video)
 
 
-def test_a_sample_is_the_rollout_of_its_key(vae):
+@pytest.mark.parametrize("known", [1, 3])
+def test_a_sample_is_the_rollout_of_its_key_behind_its_prefix(vae, known):
     module, one = student(vae=vae), clip()
     noise = KeyedNoise((clip_key(one, seed=5),), ("generate",))
     seen = {}
     original = module.extend
     module.extend = lambda prefix, **given: seen.update(given, prefix=prefix) or original(prefix, **given)  # type: ignore[method-assign]
-    module.generate([one], seed=5)
+    module.generate([one], prefix_frames=4 * known - 3, seed=5)
     assert seen["noise"] == noise
     latents = original(**seen)
-    rollout = module.rollout(module.averaged, noise=noise, like=seen["prefix"])
-    rollout.prefill(seen["prefix"], seen["actions"][:, :1], text=seen["text"])
-    first = rollout.step(seen["actions"][:, 1:9], text=seen["text"])
-    assert torch.equal(first.latents, latents[:, 1:3])
+    rollout, at = module.rollout(module.averaged, noise=noise, like=seen["prefix"]), 4 * known - 3
+    rollout.prefill(seen["prefix"], seen["actions"][:, :at], text=seen["text"])
+    first = rollout.step(seen["actions"][:, at : at + 8], text=seen["text"])
+    assert seen["prefix"].shape[1] == known and torch.equal(latents[:, :known], seen["prefix"])
+    assert torch.equal(first.latents, latents[:, known : known + 2])
 
 
 def test_clean_latents_are_the_end_of_a_solution():
     states = torch.randn(2, 3, 5, 4, 4, 6).half()
     data = batch([0, 1])._replace(latents=None, trajectory=states)
     assert torch.equal(student().clean_latents(data), states[:, 2].float())
+
+
+def test_a_batch_is_sampled_from_its_first_latents_by_its_keys(vae):
+    module = student(vae=vae)
+    data = batch([0, 1])._replace(latents=torch.randn(2, 5, 4, 4, 6), actions=torch.rand(2, 17, 13))
+    videos = module.predict_step(data, 0)
+    assert videos.shape == (2, 17, 32, 48, 3) and videos.dtype == torch.uint8
+    for row in range(2):
+        alone = type(data)(*(None if x is None else x[row : row + 1] for x in data))
+        apart = module.predict_step(alone, 0)[0].int() - videos[row].int()
+        assert apart.abs().max() <= 1  # a batch rounds otherwise
+    assert not torch.equal(module.predict_step(data._replace(key=data.key + 1), 0), videos)
 
 
 def test_what_does_not_fit_is_named(vae):
