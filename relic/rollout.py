@@ -110,6 +110,7 @@ class Rollout:
         self._odometry: Odometry | None = None
         self._like: Tensor | None = None  # a latent, for its shape
         self._prompt: tuple[Tensor, Prompt] | None = None
+        self._context: Tensor | None = None  # of the block that was generated last
         self._traces: list[Trace] = []
 
     # -- streaming -------------------------------------------------------------------------------------------
@@ -173,8 +174,8 @@ class Rollout:
         if self.sampler.context == "clean":
             fresh = self._encode(x0, 0.0, controls, text)
         self.memory.commit(fresh, c2w=c2w)
+        self._context = context = x0 if self.sampler.context == "clean" else xt
         if self.exit_step is not None:
-            context = x0 if self.sampler.context == "clean" else xt
             kept_xt, kept_x0 = passes[self.exit_step]
             self._traces.append(
                 Trace(
@@ -184,10 +185,38 @@ class Rollout:
             )  # fmt: skip
         return Block(latents=x0, controls=controls, index=index)
 
+    @property
+    def context(self) -> Tensor:
+        """What was committed of the last generated block (b, t, c, h, w), at `sampler.context_level`."""
+        if self._context is None:
+            raise ValueError("No block was generated yet: step first.")
+        return self._context
+
+    @torch.no_grad()
+    def again(self, context: Tensor, actions: Tensor, *, text: Tensor) -> Block:
+        """Commit a generated block again from its `context`, in one pass, and return it.
+
+        With the same stream before it, it is the same to the last bit. context: (b, t, c, h, w); actions:
+        (b, 4·t, 13).
+        """
+        index = self.memory.block
+        size, frames = self._size(index)
+        if context.shape[1] != size or actions.shape[1] != frames or not index:
+            raise ValueError(
+                f"Block {index} is {size} latents of {frames} frames, after an image; got {context.shape[1]} "
+                f"latents and {actions.shape[1]} frames of actions."
+            )
+        controls, c2w = self._steer(actions)
+        level = self.sampler.context_level
+        x0, fresh = self._denoise(context, level, controls, self._read(text), fresh=True)
+        self.memory.commit(fresh, c2w=c2w)
+        self._context = context
+        return Block(latents=x0, controls=controls, index=index)
+
     def reset(self) -> None:
         """Forget the stream. Also for a prompt to be read anew after the weights have changed."""
         self.memory.reset()
-        self._odometry = self._like = self._prompt = None
+        self._odometry = self._like = self._prompt = self._context = None
         self._traces = []
 
     def fork(self) -> Rollout:

@@ -1,16 +1,19 @@
-"""A fit that is killed at random moments and resumed equals one that was left alone, bit for bit."""
+"""What is killed at random moments and started again equals what was left alone, bit for bit."""
 
+import hashlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
 from tests.data.recordings import latents_sample, write_dataset
 
 CONFIG = """
@@ -82,3 +85,46 @@ def test_a_killed_and_resumed_fit_has_the_same_losses_and_weights(tmp_path, work
     assert len(straight) == 200 and straight == killed
     weights = [(tmp_path / name / "teacher.safetensors").read_bytes() for name in ("straight", "killed")]
     assert weights[0] == weights[1]
+
+
+def shards(root: Path) -> dict[str, str]:
+    """Hashes of all that a command leaves in `shards/`, half-written files included."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((root / "shards").iterdir())}
+
+
+def run_with_kills(words: list[str], out: Path, moments: random.Random, *, seconds: float) -> None:
+    """Run a command that would take `seconds`, kill it three times on the way, and let it finish."""
+    command = [sys.executable, "-m", "relic.cli", *words, "--out", str(out)]
+    for _ in range(KILLS):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.3, 0.95) * seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = len(list((out / "shards").glob("*.tar"))) if out.exists() else 0
+        print(f"killed with {done} shards whole")
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.slow
+def test_rendering_and_encoding_killed_at_random_moments_leave_the_same_shards(tmp_path):
+    seed = random.SystemRandom().randrange(10_000)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    render = ["render", "--scenes", "6", "--minutes", "2.4", "--size", "64", "96", "--backend", "software"]
+    TinyVAE(TinyVAEConfig.tiny()).save(tmp_path / "vae.safetensors")
+    encode = [
+        "encode",
+        str(tmp_path / "render"),
+        "--vae",
+        str(tmp_path / "vae.safetensors"),
+        "--horizon",
+        "33",
+    ]
+    for words in ([*render, "--workers", "2"], [*encode, "--device", "cpu"]):
+        whole, killed = tmp_path / words[0], tmp_path / f"{words[0]}-killed"
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "relic.cli", *words, "--out", str(whole)], check=True)
+        run_with_kills(words, killed, moments, seconds=time.monotonic() - start)
+        assert shards(killed) == shards(whole)
+        assert (killed / "index.parquet").read_bytes() == (whole / "index.parquet").read_bytes()

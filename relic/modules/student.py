@@ -21,7 +21,7 @@ from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.text import WordTableConfig
 from relic.nn.tiny_vae import TinyVAE
 from relic.ops.actions import encode_actions
-from relic.ops.randomness import derive_seed
+from relic.ops.randomness import clip_key
 from relic.ops.retention import AnyPolicy, block_that_ends
 from relic.ops.video import from_uint8, to_uint8
 from relic.ops.words import word_ids
@@ -80,8 +80,6 @@ class StudentModule(RelicModule):
         self.compute = compute
         self.vae_path = vae
         self.vae: Frozen | None = None
-        self._resumed = 0  # the batch index loaded from a checkpoint
-        self._processed_before = 0  # batches the trainer counted before that one
 
     @property
     def clip(self) -> ClipSpec:
@@ -138,22 +136,11 @@ class StudentModule(RelicModule):
         """Training batches consumed before the one at work: the same on all ranks, and as if the run had
         never been stopped. What a whole batch shares is drawn by it.
         """
-        return self._processed() - self._processed_before if self._trainer else self._resumed
-
-    def _processed(self) -> int:
+        if self._trainer is None:
+            return 0
+        # `total` runs on over epochs and is restored from checkpoints; `current` is neither
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return progress.processed  # not `completed`: checkpoints are written between the two
-
-    def on_train_start(self) -> None:
-        self._processed_before = self._processed() - self._resumed if self._resumed else 0
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["batch_index"] = self.batch_index
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._resumed = checkpoint["batch_index"]
+        return progress.processed
 
     # -- sampling --------------------------------------------------------------------------------------------
 
@@ -195,13 +182,13 @@ class StudentModule(RelicModule):
         """Generate each clip again after its first `prefix_frames` frames: uint8 (f, h, w, 3) each.
 
         The prefix, the image and whole blocks, is encoded and committed to the memory; it comes back as the
-        autoencoder has it. A clip's noise depends on `seed` and on its place in `clips`.
+        autoencoder has it. A clip's noise depends on `seed` and its image.
 
         Raises:
             ValueError: If prefix or clip are not the image and whole blocks, the prefix is longer than the
                 clip, or the clip than the longest horizon.
         """
-        return [self._generate(clip, prefix_frames, key=derive_seed(seed, i)) for i, clip in enumerate(clips)]
+        return [self._generate(clip, prefix_frames, key=clip_key(clip, seed=seed)) for clip in clips]
 
     def _generate(self, clip: Clip, prefix_frames: int, *, key: int) -> Tensor:
         latents_of(prefix_frames)

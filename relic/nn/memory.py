@@ -361,6 +361,12 @@ class MemoryLayer:
     index: int
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
+        keys, values = self.read(k, v, rope=rope)
+        out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
+        return out.to(v.dtype), KV(k, v) if self.view.fresh else None
+
+    def read(self, k: Tensor, v: Tensor, *, rope: Tensor) -> KV:
+        """Return all keys, rotated, and values: the window, what is behind it, the current block."""
         memory = self.view.memory
         if memory._version != self.view.version:
             raise ValueError(
@@ -368,6 +374,4 @@ class MemoryLayer:
                 "for every pass, and with activation checkpointing run the backward pass before the next "
                 "commit."
             )
-        keys, values = memory._joined(self.index, KV(apply_rope(k, rope), v))
-        out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
-        return out.to(v.dtype), KV(k, v) if self.view.fresh else None
+        return memory._joined(self.index, KV(apply_rope(k, rope), v))

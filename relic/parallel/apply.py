@@ -38,8 +38,8 @@ class Compute:
     Args:
         keep: What the forward pass keeps for the backward pass, the rest is computed again: `all`;
             `products`, which are block inputs, what attention returns and matrix products no wider than their
-            input; `attention`, block inputs and what attention returns; or `inputs`, block inputs only. The
-            two in the middle are called selective activation checkpointing, the last is full checkpointing.
+            input; `attention`, block inputs and what self-attention returns; or `inputs`, block inputs only.
+            The two in the middle are called selective activation checkpointing, the last full checkpointing.
         compile_blocks: Compile each block with torch.compile; blocks of one shape share the compiled code.
         residual: Dtype of the residual stream: `float32`, as the public weights were trained, or `bfloat16`,
             which is faster and rounds more.
@@ -85,14 +85,20 @@ CONTEXTS = {"attention": keep_attention, "products": keep_products}
 
 
 def _attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep what attention returns: it costs the square of the length to compute again."""
-    return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+    """Keep what self-attention returns: it costs the square of the length to compute again."""
+    if op in ATTENTION:
+        queries, keys = args[:2]  # (b, k, n, d)
+        if keys.shape[2] >= queries.shape[2]:
+            return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep matrix products too, but for those that widen: they are the largest, and no dearer by the byte."""
+    """Keep all attention, and products but for those that widen: the largest, and no dearer by the byte."""
+    if op in ATTENTION:
+        return CheckpointPolicy.MUST_SAVE
     if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
         matrix = args[-1]  # (in, out)
         if matrix.shape[1] <= matrix.shape[0]:
             return CheckpointPolicy.MUST_SAVE
-    return _attention(context, op, *args, **kwargs)
+    return CheckpointPolicy.PREFER_RECOMPUTE

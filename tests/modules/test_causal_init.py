@@ -193,9 +193,12 @@ def test_levels_belong_to_sample_and_block_and_all_occur():
 
 
 def test_block_counts_are_uniform_and_the_same_for_every_sample_of_a_batch():
-    module, drawn = causal_init(), []
+    class At(CausalInit):
+        batch_index = 0
+
+    module, drawn = At(net=NANO, clip=CLIP, words=NANO_WORDS, policy=POLICY), []
     for index in range(600):
-        module._resumed = index
+        module.batch_index = index
         drawn.append(module.drawn_blocks(batch([index])))
         assert module.drawn_blocks(batch([0, 1])) == drawn[-1]
     assert set(drawn) == {1, 2, 3} and min(drawn.count(blocks) for blocks in (1, 2, 3)) > 150

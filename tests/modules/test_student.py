@@ -5,7 +5,7 @@ from relic.modules.base import adamw
 from relic.modules.student import StudentModule
 from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
-from relic.ops.randomness import derive_seed
+from relic.ops.randomness import clip_key
 from relic.ops.retention import Compressed, Window
 from relic.parallel import Compute
 from relic.rollout import KeyedNoise
@@ -69,19 +69,21 @@ def test_a_clip_is_generated_from_its_prefix_and_what_follows_depends_on_actions
         assert torch.equal(reseeded[:prefix], video[:prefix]) and not torch.equal(reseeded, video)
 
 
-def test_a_sample_is_the_rollout_of_its_key(vae):
+@pytest.mark.parametrize("known", [1, 3])
+def test_a_sample_is_the_rollout_of_its_key_behind_its_prefix(vae, known):
     module, one = student(vae=vae), clip()
-    noise = KeyedNoise((derive_seed(5, 0),), ("generate",))
+    noise = KeyedNoise((clip_key(one, seed=5),), ("generate",))
     seen = {}
     original = module.extend
     module.extend = lambda prefix, **given: seen.update(given, prefix=prefix) or original(prefix, **given)  # type: ignore[method-assign]
-    module.generate([one], seed=5)
+    module.generate([one], prefix_frames=4 * known - 3, seed=5)
     assert seen["noise"] == noise
     latents = original(**seen)
-    rollout = module.rollout(module.averaged, noise=noise, like=seen["prefix"])
-    rollout.prefill(seen["prefix"], seen["actions"][:, :1], text=seen["text"])
-    first = rollout.step(seen["actions"][:, 1:9], text=seen["text"])
-    assert torch.equal(first.latents, latents[:, 1:3])
+    rollout, at = module.rollout(module.averaged, noise=noise, like=seen["prefix"]), 4 * known - 3
+    rollout.prefill(seen["prefix"], seen["actions"][:, :at], text=seen["text"])
+    first = rollout.step(seen["actions"][:, at : at + 8], text=seen["text"])
+    assert seen["prefix"].shape[1] == known and torch.equal(latents[:, :known], seen["prefix"])
+    assert torch.equal(first.latents, latents[:, known : known + 2])
 
 
 def test_clean_latents_are_the_end_of_a_solution():

@@ -169,10 +169,10 @@ def test_what_is_kept_is_not_computed_again():
     tokens, prompt, width = 2 * 3 * 2 * 3, 2 * 6, SMALL.width
     widening = 2 * tokens * width * SMALL.ffn
     others = widening + 2 * width**2 * (6 * tokens + 2 * prompt)  # q, k, v, o; q, o and k, v of the prompt
-    attention = 4 * width * (tokens * tokens // 2 + tokens * prompt // 2)  # two clips
+    looking, reading = 4 * width * tokens * tokens // 2, 4 * width * tokens * prompt // 2  # two clips
     again = {keep: (operations[keep] - operations["all"]) // SMALL.depth for keep in operations}
-    expected = {"all": 0, "products": widening, "attention": widening + others}
-    assert again == {**expected, "inputs": widening + others + attention}
+    expected = {"all": 0, "products": widening, "attention": widening + others + reading}
+    assert again == {**expected, "inputs": widening + others + reading + looking}
 
 
 def test_a_half_precision_residual_stream_stays_near_the_exact_one():

@@ -1,0 +1,79 @@
+"""`relic export`: a fitted student and its autoencoder -> the bundle that `relic.World.load` reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from relic.data.index import Index
+from relic.nn.checkpoints import read_header
+from relic.nn.student import StudentConfig
+from relic.ops.retention import Compressed
+from relic.world import write_bundle
+
+__all__ = ["export", "median_d_bar"]
+
+
+def export(
+    student: str,
+    *,
+    vae: str,
+    out: str,
+    data: str | None = None,
+    d_bar: float | None = None,
+    max_latents: int | None = None,
+) -> None:
+    """Write a world bundle from a fitted student and its autoencoder.
+
+    Args:
+        student: The student that causal_init or self_forcing exported (safetensors).
+        vae: Weights of the autoencoder that its training set was encoded with (safetensors).
+        out: The bundle, a new folder.
+        data: Training set, by whose index the unit of scripted motion (the median d_bar) is measured.
+        d_bar: That unit itself, scene units a frame, instead of data.
+        max_latents: Bound the student's compressed memory to so many latents, which makes streams endless; by
+            default the policy stays as it was trained.
+    """
+    header = read_header(student, kind="student")["config"]
+    config = StudentConfig.from_header(header)
+    if (data is None) == (d_bar is None):
+        raise ValueError(
+            "give either --data, the training set, or --d_bar, the unit of motion in scene units."
+        )
+    if max_latents is not None:
+        if not isinstance(config.policy, Compressed):
+            raise ValueError(
+                f"max_latents={max_latents} bounds a compressed memory; this student's is {config.policy}."
+            )
+        config = replace(config, policy=replace(config.policy, max_latents=max_latents))
+    unit = median_d_bar(data, fps=config.clip.fps) if data is not None else d_bar
+    assert unit is not None
+    write_bundle(out, student=student, vae=vae, d_bar=unit, config=config)
+    size = sum(file.stat().st_size for file in Path(out).iterdir()) / 2**20
+    clip, endless = config.clip, config.policy.repositions
+    print(f"student    {student}")
+    print(f"clip       {clip.height}x{clip.width}, {clip.fps} fps, blocks of {clip.block_latents} latents")
+    print(f"horizon    {'none: streams are endless' if endless else f'{clip.max_frames} frames'}")
+    print(f"memory     {config.policy}")
+    print(f"sampler    {config.sampler}")
+    print(f"d_bar      {unit:.6g} scene units a frame{f', the median of {data}' if data else ''}")
+    print(f"wrote      {out}, {size:.1f} MiB")
+
+
+def median_d_bar(data: str, *, fps: float) -> float:
+    """Return the median over the recordings of a data set of their mean moving step, scene units a frame at
+    `fps`.
+
+    Raises:
+        ValueError: If no recording translates.
+    """
+    # windows of a recording share its d_bar and count as one
+    steps = {
+        row.source or row.key: row.d_bar * row.fps / fps
+        for row in Index.read(data).rows
+        if row.valid and row.translates
+    }
+    if not steps:
+        raise ValueError(f"{data} has no valid recording that translates, so no d_bar; give --d_bar instead.")
+    return median(steps.values())
