@@ -26,13 +26,12 @@ def checkpoints_in(root: str | None) -> str:
 class Checkpoint(ModelCheckpoint):
     """Keeps what a run goes on from; never between accumulated gradients, which no checkpoint holds."""
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.fit_loop._should_accumulate() or not trainer.global_step:
-            return
-        super().on_train_batch_end(trainer, *args, **kwargs)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step and not pl_module.accumulates:
+            super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fit_loop._should_accumulate():
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not pl_module.accumulates:
             super().on_validation_end(trainer, pl_module)
 
 

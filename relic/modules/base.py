@@ -166,6 +166,11 @@ class RelicModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.update_ema()
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of earlier batches wait for a step; no checkpoint holds them."""
+        return bool(self.trainer.fit_loop._should_accumulate())
+
     def _backward(self, loss: Tensor) -> None:
         """Run a backward pass where a step has several (manual optimisation). `_step` has to follow: replicas
         exchange gradients there, once, and not in every pass.

@@ -320,6 +320,10 @@ class SelfForcing(StudentModule):
 
     # -- optimisation ----------------------------------------------------------------------------------------
 
+    @property
+    def accumulates(self) -> bool:
+        return self._waiting > 0
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.turns.of(self.trainer.global_step)
         image = self.image(batch)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning import Callback
 
+from relic.modules import SelfForcing
 from relic.modules.self_forcing import Turns
 from relic.nn.checkpoints import WeightsSource, read_header, save_weights
 from relic.nn.memory import Full, Memory, Window
@@ -15,6 +16,7 @@ from relic.ops.flow import x0_of
 from relic.ops.retention import Compressed
 from relic.parallel import Compute
 from relic.rollout import KeyedNoise
+from relic.stages import Checkpoint
 from relic.types import ClipSpec, Mixed
 from tests.modules.distillation import CLIP, STUDENT, Rollouts, batch, self_forcing, write_files
 from tests.modules.test_teacher import trainer
@@ -211,7 +213,7 @@ def test_the_critics_loss_leaves_the_image_out(files):
     torch.testing.assert_close(module.critic_loss(x0, data), expected)
 
 
-def test_what_is_scored_is_the_exit_steps_prediction(files):
+def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
     data = batch([0, 1])
     last, first = built(files), built(files, exit_step=0)
     image = last.image(data)
@@ -222,7 +224,7 @@ def test_what_is_scored_is_the_exit_steps_prediction(files):
     drawn = built(files, exit_step="random")
     steps = set()
     for index in range(20):
-        drawn._resumed = index
+        monkeypatch.setattr(SelfForcing, "batch_index", index)
         steps.add(drawn.scored_step())
     assert steps == {0, 1}
 
@@ -328,6 +330,22 @@ def test_a_run_resumes_bit_for_bit(files, tmp_path, stop):
     trainer(tmp_path / "c", max_steps=7).fit(rest, data, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
     for name, value in straight.state_dict().items():
         assert torch.equal(rest.state_dict()[name], value), name
+
+
+def test_no_checkpoint_is_written_between_accumulated_gradients(files, tmp_path):
+    waiting: list[int] = []
+
+    class Spy(Checkpoint):
+        def _save_checkpoint(self, trainer, path):
+            waiting.append(module._waiting)
+            super()._save_checkpoint(trainer, path)
+
+    for steps, resume in ((2, None), (3, tmp_path / "last.ckpt")):
+        module = self_forcing(files, accumulate=2)
+        keeper = Spy(dirpath=tmp_path, every_n_train_steps=1, save_last=True)
+        run = trainer(tmp_path, max_steps=steps, callbacks=[keeper])
+        run.fit(module, Rollouts(start=4 if resume else 0), ckpt_path=resume, weights_only=False)
+    assert len(waiting) == 6 and not any(waiting)  # a file and its copy after each of three steps
 
 
 def test_the_next_horizon_starts_from_the_exported_average(files, tmp_path):

@@ -89,7 +89,7 @@ def test_the_recipe_runs_logs_and_writes_a_student_and_resumes_to_the_same_bytes
 
 
 def test_a_teacher_of_another_factor_stops_the_run_before_it_starts(world, tmp_path):
-    with pytest.raises(ValueError, match=r"rope_factor is 1\.0 there, 3\.0 here.*teacher_rope_factor"):
+    with pytest.raises(SystemExit, match=r"rope_factor is 1\.0 there, 3\.0 here.*teacher_rope_factor"):
         fit(world, tmp_path, "--model.init_args.teacher_rope_factor=3.0", steps=1)
 
 
