@@ -10,7 +10,7 @@ help:
 	@echo "make demo    render a small world, fit it, and write runs/demo/report.html (about ten minutes, no GPU)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style            make types   check types"
-	@echo "make wheel   build the wheel and try it in an environment of its own"
+	@echo "make wheel   build the wheel and try it away from the checkout"
 	@echo "make bench   list the benchmarks"
 
 $(STAMP): pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ from typing import Any, get_origin, get_type_hints
 __all__ = ["find_config", "main"]
 
 STAGES = {
-    "fit": "fit a stage: relic fit --config configs/teacher/tiny_5s.yaml --data.root runs/latents",
+    "fit": "fit a stage: relic fit --config configs/teacher/tiny.yaml --data.root runs/latents",
     "validate": "measure a checkpoint on the validation scenes",
     "test": "measure a checkpoint on the evaluation scenes",
     "predict": "write sampled videos of the evaluation scenes",
@@ -100,7 +100,7 @@ def run_verb(name: str, words: list[str]) -> None:
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
     try:
         function(**parser.instantiate(parser.parse_args(_join_tuples(function, words))).as_dict())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"relic {name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"relic {name}: stopped; run the same command to go on.")

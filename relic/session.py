@@ -86,13 +86,6 @@ class Snapshot:
         return cls(**values)
 
 
-class _Entry(NamedTuple):
-    """A block in the log. actions: (f, 13)."""
-
-    actions: Tensor
-    prompt: str
-
-
 class _Place(NamedTuple):
     """Where a session stands."""
 
@@ -133,7 +126,7 @@ class Session:
     _encoder: Any  # None once true frames can no longer follow
     _decoder: Any
     _true: int
-    _log: list[_Entry]
+    _log: list[tuple[Tensor, str]]  # actions (f, 13) and prompt of each block
     _kept: list[Tensor]  # latents as committed of the first blocks, (t, c, h, w) on the CPU
     _copies: deque[_Place]
 
@@ -179,9 +172,8 @@ class Session:
     def blocks_left(self) -> int | None:
         """Blocks until the horizon; None for an endless world."""
         plan = self.rollout.memory.plan
-        if plan.num_latents is None:
-            return None
-        return (plan.num_latents - self.rollout.memory.latents) // plan.block_latents
+        ends = plan.num_latents
+        return None if ends is None else (ends - self.rollout.memory.latents) // plan.block_latents
 
     @property
     def blocks_to_undo(self) -> int:
@@ -221,7 +213,7 @@ class Session:
         for frames, stretch in zip(video.split(self.frames), actions.split(self.frames), strict=True):
             place = self._place()
             latents, encoder = self._encoded(frames, self._encoder)
-            self._commit_true(latents, stretch.float().cpu(), before=place)
+            self._commit_true(latents, _owned(stretch), before=place)
             self._encoder = encoder
 
     def step(self, actions: Tensor, *, prompt: str | None = None) -> Tensor:
@@ -236,7 +228,7 @@ class Session:
         if prompt is not None:
             self.prompt = prompt
         place, standing = self._place(), copy.copy(self.rollout)
-        actions = actions.float().cpu()
+        actions = _owned(actions)
         try:
             self.block = self.rollout.step(actions[None], text=self.text)
         except BaseException:
@@ -272,8 +264,8 @@ class Session:
             world=self.world,
             seed=self._seed,
             true_blocks=self._true,
-            prompts=tuple(entry.prompt for entry in self._log),
-            actions=torch.cat([entry.actions for entry in self._log]),
+            prompts=tuple(prompt for _, prompt in self._log),
+            actions=torch.cat([actions for actions, _ in self._log]),
             latents=torch.cat(self._kept),
         )
 
@@ -289,14 +281,15 @@ class Session:
         """
         kept = self._check_snapshot(snapshot)
         self._begin(snapshot.seed, prompt=snapshot.prompts[0])
-        actions = [snapshot.actions[:1], *snapshot.actions[1:].split(self.frames)]
-        for index, (prompt, stretch) in enumerate(zip(snapshot.prompts, actions, strict=True)):
+        for index, prompt in enumerate(snapshot.prompts):
             self.prompt = prompt
+            end = 1 + index * self.frames
+            stretch = _owned(snapshot.actions[max(0, end - self.frames) : end])
             if index >= kept:
                 self.step(stretch)
                 continue
             at = self.rollout.memory.plan.block(index)
-            latents = snapshot.latents[at.start : at.stop].to(self.rollout.memory.device)[None]
+            latents = snapshot.latents[None, at.start : at.stop].clone().to(self.rollout.memory.device)
             if index < snapshot.true_blocks:
                 self._commit_true(latents, stretch, before=self._place() if index else None)
                 continue
@@ -330,7 +323,7 @@ class Session:
             self._copies.append(before)
         if len(self._kept) == len(self._log) and self._keeps(self.rollout.memory.latents):
             self._kept.append(kept[0].cpu())
-        self._log.append(_Entry(actions, self.prompt))
+        self._log.append((actions, self.prompt))
         with torch.no_grad():
             video, self._decoder = self._vae.decode_stream(latents, self._decoder)
         frames = to_uint8(video)[0].cpu()
@@ -340,9 +333,8 @@ class Session:
     def _keeps(self, latents: int) -> bool:
         """Whether a snapshot keeps latents so far: true blocks always, others until a latent is given up."""
         plan = self.rollout.memory.plan
-        if self._true > len(self._log) or plan.num_latents is not None:
-            return True
-        return latents <= (plan.policy.span or 0) + (plan.policy.room or 0)
+        bound = plan.num_latents or (plan.policy.span or 0) + (plan.policy.room or 0)
+        return self._true > len(self._log) or latents <= bound
 
     def _place(self) -> _Place:
         """Return where the session stands, with a copy of the memory if copies are kept."""
@@ -399,3 +391,8 @@ class Session:
                 "the world with the policy it was taken with."
             )
         return kept
+
+
+def _owned(actions: Tensor) -> Tensor:
+    """Return a copy of actions: matrix products on a CPU may round by where in memory their input begins."""
+    return actions.to("cpu", torch.float32, copy=True).contiguous()

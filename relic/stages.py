@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from relic.callbacks import VideoWriter
 from relic.data import WorldDataModule
 from relic.modules.base import RelicModule
 
@@ -20,6 +21,19 @@ __all__ = ["RelicCLI"]
 def checkpoints_in(root: str | None) -> str:
     """Return the folder of checkpoints, beside the run's other files: `--ckpt_path last` looks there."""
     return str(Path(root or "runs/default") / "checkpoints")
+
+
+class Checkpoint(ModelCheckpoint):
+    """Keeps what a run goes on from; never between accumulated gradients, which no checkpoint holds."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.fit_loop._should_accumulate() or not trainer.global_step:
+            return
+        super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            super().on_validation_end(trainer, pl_module)
 
 
 class Begun(Callback):
@@ -41,8 +55,8 @@ class RelicCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.clip", "model.init_args.clip")
         parser.link_arguments("model.init_args.vae", "data.vae")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_train_epoch_end": False})
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.every_n_train_steps": 100})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoints_in)
 
     def instantiate_classes(self) -> None:
@@ -65,7 +79,10 @@ class RelicCLI(LightningCLI):
         self._begin(self.trainer.test, words)
 
     def predict(self, **words: Any) -> None:
-        self._begin(self.trainer.predict, words)
+        writer = VideoWriter(fps=self.datamodule.clip.fps)
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        self._begin(self.trainer.predict, {**words, "return_predictions": False})
+        print(f"Wrote {writer.count} videos to {writer.folder}")
 
     def _begin(self, run: Callable[..., Any], words: dict[str, Any]) -> None:
         begun = Begun()

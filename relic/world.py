@@ -31,6 +31,7 @@ from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
 from relic.ops.words import word_ids
 from relic.rollout import KeyedNoise, Rollout
 from relic.session import Session, Snapshot
+from relic.types import latents_of
 
 __all__ = ["World", "write_bundle"]
 
@@ -257,6 +258,12 @@ def _check(config: StudentConfig, vae: TinyVAEConfig, *, d_bar: float) -> None:
         )
     if not (math.isfinite(d_bar) and d_bar > 0):
         raise ValueError(f"d_bar={d_bar} must be positive: the mean moving step, scene units a frame.")
+    span, room, trained = config.policy.span, config.policy.room, latents_of(config.clip.max_frames)
+    if config.policy.repositions and span is not None and room is not None and span + room > trained:
+        raise ValueError(
+            f"max_latents={span + room} goes beyond the {trained} latents of the student's horizon, the "
+            f"places in time that it knows; use at most {trained}."
+        )
     config.plan(endless=config.policy.repositions)  # refuses a policy that does not fit
 
 
@@ -277,7 +284,7 @@ def _write(
             "d_bar": d_bar,
             **_plain(config.to_header()),
             "vae": _plain(asdict(vae)),
-            "versions": {"relic": __version__, "torch": torch.__version__},
+            "versions": {"relic": __version__, "torch": str(torch.__version__)},
             "files": {name: file_sha256(folder / name) for name in (STUDENT, VAE)},
         }
         text = yaml.safe_dump(card, sort_keys=False, width=110)

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning import Callback, Trainer
 
 from relic.callbacks import GapProbe, HeldOut
 from relic.cli import find_config
+from relic.modules import TeacherExtension
 from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import TensorsInMemory
 from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.nn.wan_layout import write_public
 from relic.ops.flow import steps_to
-from relic.stages import RelicCLI
+from relic.stages import Checkpoint, RelicCLI
+from tests.worlds import NANO, NANO_CLIP, NANO_WORDS, LatentWorld
 
 ROOT = Path(__file__).parents[1] / "configs"
 TEACHERS = [ROOT / "teacher" / f"{size}.yaml" for size in ("tiny", "1b", "14b")]
@@ -186,3 +189,60 @@ def test_what_does_not_fit_is_told_in_a_line_and_what_fails_later_with_its_trace
     monkeypatch.setattr(cli.trainer, "fit", fit)
     with pytest.raises(ValueError, match="in the middle"):
         cli.fit()
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+def test_no_checkpoint_is_written_between_accumulated_gradients(tmp_path):
+    class CutAfter(Callback):
+        def __init__(self, batches: int) -> None:
+            self.left = batches
+
+        def on_train_batch_start(self, *args) -> None:
+            if not self.left:
+                raise Cut
+            self.left -= 1
+
+    def fit(batches: int, resume: str | None) -> int:
+        keeper = Checkpoint(dirpath=tmp_path, every_n_train_steps=2, save_last=True)
+        trainer = Trainer(
+            max_steps=6, accelerator="cpu", accumulate_grad_batches=4, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            limit_val_batches=0, callbacks=[keeper, CutAfter(batches)], default_root_dir=tmp_path,
+        )  # fmt: skip
+        module = TeacherExtension(net=NANO, clip=NANO_CLIP, words=NANO_WORDS)
+        with pytest.raises(Cut):
+            trainer.fit(module, LatentWorld(batches=24), ckpt_path=resume)
+        state = torch.load(tmp_path / "last.ckpt", weights_only=False)
+        return state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+
+    assert fit(9, None) == 8
+    assert fit(2, str(tmp_path / "last.ckpt")) == 8  # Lightning's own would have written one after 9
+
+
+def test_checkpoints_do_not_wait_for_a_validation():
+    cli = build(TEACHERS[0], HORIZONS[0], extra=("--trainer.accelerator=cpu", "--data.validation_scenes=0"))
+    keeper = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))
+    assert keeper._every_n_train_steps == 100 and keeper.save_last
+
+
+def test_the_autoencoder_of_a_teacher_is_the_one_its_latents_are_checked_against():
+    words = ("--trainer.accelerator=cpu", "--model.init_args.vae=some.safetensors")
+    cli = build(TEACHERS[0], HORIZONS[0], extra=words)
+    assert cli.datamodule.vae == cli.model.vae_path == "some.safetensors"
+
+
+RECOMMENDED = {"1b": "gpu8_sharded", "14b": "gpu32_sharded"}
+
+
+@pytest.mark.parametrize("size", RECOMMENDED)
+def test_batches_of_a_recipe_can_be_shared_by_the_gpus_that_its_header_names(size):
+    trainer = yaml.safe_load((ROOT / "trainer" / f"{RECOMMENDED[size]}.yaml").read_text())["trainer"]
+    assert RECOMMENDED[size] in (ROOT / "teacher" / f"{size}.yaml").read_text()
+    ranks = trainer["devices"] * trainer.get("num_nodes", 1)
+    cli = build(ROOT / "teacher" / f"{size}.yaml", HORIZONS[0], extra=("--trainer.accelerator=cpu",))
+    data = cli.datamodule
+    assert data.global_batch % ranks == data.validation_windows % ranks == 0
+    assert data.batches_per_epoch % cli.trainer.accumulate_grad_batches == 0

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -212,6 +214,40 @@ def test_a_fork_goes_its_own_way_and_a_reset_starts_again():
     assert torch.equal(rollout.step(actions()[:, 33:], text=TEXT).latents, whole[:, 9:])
 
 
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+@pytest.mark.parametrize(
+    "policy", [Full(), SHORT, Compressed(window=4, schedule=(1, 2), max_latents=9)], ids=str
+)
+def test_a_block_is_committed_again_in_one_pass_from_what_was_committed(policy, context):
+    first, second = (rollout_of(policy=policy, context=context) for _ in range(2))
+    passes = []
+    for rollout in (first, second):
+        rollout.prefill(IMAGE, actions()[:, :1], text=TEXT)
+    second.net.register_forward_hook(lambda *given: passes.append(1))
+    for stretch in actions()[:, 1:].split(16, dim=1)[:2]:
+        block = first.step(stretch, text=TEXT)
+        again = second.again(first.context, stretch, text=TEXT)
+        assert torch.equal(again.latents, block.latents) and again.index == block.index
+        assert torch.equal(again.controls.poses, block.controls.poses)
+    assert len(passes) == 2
+    last = actions()[:, 33:]
+    assert torch.equal(first.step(last, text=TEXT).latents, second.step(last, text=TEXT).latents)
+
+
+def test_what_cannot_be_committed_again_is_refused():
+    rollout = rollout_of()
+    with pytest.raises(ValueError, match="No block was generated yet: step first"):
+        _ = rollout.context
+    with pytest.raises(
+        ValueError, match="Block 0 is 1 latents of 1 frames, after an image; got 1 latents and 1"
+    ):
+        rollout.again(IMAGE, actions(1), text=TEXT)
+    rollout.prefill(IMAGE, actions(1), text=TEXT)
+    with pytest.raises(ValueError, match=r"Block 1 is 4 latents of 16 frames.*got 2 latents and 16 frames"):
+        rollout.again(normal(2, 2, 2, 6, 10), actions(16), text=TEXT)
+    assert rollout.memory.latents == 1
+
+
 def test_an_endless_stream_runs_on_a_bounded_memory():
     policy = Compressed(window=4, schedule=(1, 3, 2, 3), max_latents=13)
     rollout = rollout_of(policy=policy, endless=True, steps=1)
@@ -300,8 +336,10 @@ def test_settings_that_cannot_work_are_refused():
     used.prefill(IMAGE, actions(1), text=TEXT)
     with pytest.raises(ValueError, match="holds 1 latents of another stream"):
         Rollout(network(), used.memory, noise=KeyedNoise((1, 2)))
+    stretched = network()
+    stretched.dit.config = dataclasses.replace(stretched.dit.config, rope_factor=3.0)
     with pytest.raises(ValueError, match=r"rope_factor=3\.0 and the memory's 1\.0 must be equal"):
-        rollout_of(network().at_rope_factor(3.0))
+        rollout_of(stretched)
     with pytest.raises(ValueError, match="exit_step=4 must be one of the 4 steps, 0 to 3"):
         rollout_of(exit_step=4)
 

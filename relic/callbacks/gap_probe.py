@@ -150,6 +150,13 @@ class GapProbe(Callback):
         if not self._clips:
             steered = self._read(self.actions, pl_module)
             shuffled = steered._replace(actions=exchange_actions(steered.actions))
+            alike = int((shuffled.actions == steered.actions).flatten(1).all(1).sum())
+            if alike:
+                raise ValueError(
+                    f"{alike} of the {self.num_clips} action clips would get their own actions back: "
+                    f"{self.actions.root} holds too few different windows in its validation scenes; lower "
+                    "num_clips, or hold more scenes out."
+                )
             self._clips = {
                 "plain": self._read(self.plain, pl_module), "true": steered, "shuffled": shuffled
             }  # fmt: skip

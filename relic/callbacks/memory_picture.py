@@ -95,7 +95,7 @@ def draw_memory(glances: Sequence[Glance], path: Path, *, title: str) -> None:
     start = np.zeros(len(glances))
     for name, colour in (("memory", MEMORY), ("window", WINDOW), ("own", OWN)):
         share = np.array([getattr(glance, name) for glance in glances])
-        label = {"own": "itself"}.get(name, name)
+        label = {"own": "itself", "window": "rest of the window"}.get(name, name)
         right.barh(range(len(glances)), share, left=start, height=0.9, color=colour, label=label)
         start += share
     right.set_xlim(0, 1)

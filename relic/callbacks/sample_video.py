@@ -22,7 +22,8 @@ class SampleVideo(Callback):
     """Generate a few clips after validation: truth, sample and the camera's path, side by side.
 
     Videos go to TensorBoard (image tab, animated) and to
-    `<default_root_dir>/samples/step-XXXXXXXX/clip-K.mp4`. Clips are shared out over ranks.
+    `<default_root_dir>/samples/step-XXXXXXXX/clip-K.mp4`. Every rank generates every clip, since all of them
+    together make the passes of a sharded network; the first one shows them.
 
     Args:
         root: Folder of the rendered (not encoded) data set.
@@ -65,7 +66,8 @@ class SampleVideo(Callback):
                 f"SampleVideo needs a module with generate(clips, prefix_frames=, seed=); {name} has none."
             )
         if not self.clips:
-            self.clips = read_clips(**self.source)
+            clip = getattr(pl_module, "clip", None)  # a foreign module without one takes clips as stored
+            self.clips = read_clips(**self.source, clip=clip)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -75,12 +77,12 @@ class SampleVideo(Callback):
             self.sample(trainer, pl_module)
 
     def sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Generate this rank's share of the clips and show them."""
-        mine = range(trainer.global_rank, len(self.clips), trainer.world_size)
+        """Generate the clips and show them."""
         with torch.no_grad():
-            samples = pl_module.generate([self.clips[i] for i in mine], seed=self.seed)  # type: ignore[operator]
-        for index, video in zip(mine, samples, strict=True):
-            clip = self.clips[index]
+            samples = pl_module.generate(self.clips, seed=self.seed)  # type: ignore[operator]
+        if not trainer.is_global_zero:
+            return
+        for index, (clip, video) in enumerate(zip(self.clips, samples, strict=True)):
             self.show(trainer, side_by_side(clip.video, video, clip.c2w), name=f"clip-{index}", fps=clip.fps)
 
     def show(self, trainer: Trainer, video: Tensor, *, name: str, fps: float) -> None:

@@ -25,6 +25,12 @@ class VideoWriter(BasePredictionWriter):
     def __init__(self, fps: int = 16) -> None:
         super().__init__(write_interval="batch")
         self.fps = fps
+        self.count = 0
+        self.folder = Path("predictions")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.folder = Path(trainer.default_root_dir) / "predictions"
 
     def write_on_batch_end(
         self,
@@ -36,7 +42,7 @@ class VideoWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder = Path(trainer.default_root_dir) / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for key, video in zip(batch.key.tolist(), prediction, strict=True):
-            (folder / f"{key:019d}.mp4").write_bytes(encode_video(video.numpy(), fps=self.fps)[0])
+            (self.folder / f"{key:019d}.mp4").write_bytes(encode_video(video.numpy(), fps=self.fps)[0])
+            self.count += 1

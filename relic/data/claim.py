@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from relic.data.index import INDEX_NAME
 
-__all__ = ["claim", "remove_leftovers"]
+__all__ = ["alone", "claim", "remove_leftovers"]
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold a folder, so that two runs do not write the same shards; a killed run lets go by itself.
+
+    Raises:
+        ValueError: If another run holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing to {root}; wait for it or stop it.") from error
+        yield
 
 
 def claim(out: Path, description: Mapping[str, Any], *, file: str, meaning: Mapping[str, str]) -> None:

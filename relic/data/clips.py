@@ -49,9 +49,13 @@ def read_clips(
         FileNotFoundError: If the dataset, its index or shards are missing.
         ValueError: If there are not so many windows, or a recording is damaged.
     """
-    rows = rows_of(Index.open(root), content="video")
+    index = Index.open(root)
     rows = split_rows(
-        rows, split=split, validation_scenes=validation_scenes, evaluation_scenes=evaluation_scenes
+        rows_of(index, content="video"),
+        scenes=index.scenes,
+        split=split,
+        validation_scenes=validation_scenes,
+        evaluation_scenes=evaluation_scenes,
     )
     if clip is not None:
         check_shape(rows, clip=clip, content="video")

@@ -20,7 +20,8 @@ class Sample(NamedTuple):
     """One window, read.
 
     content: latents (t, c, h, w), trajectory (s, t, c, h, w) or video (f, h, w, 3) uint8.
-    actions: (f, 13) float32. text: (n,) int64 word ids. d_bar: scene units at the window's rate.
+    actions: (f, 13) float32. text: (n,) int64 word ids or (n, d) float32 embeddings.
+    d_bar: scene units at the window's rate.
     """
 
     content: Tensor
@@ -40,10 +41,17 @@ def collate(samples: Sequence[Sample], *, content: Content, stacked: Tensor | No
         trajectory=stacked if content == "trajectory" else None,
         video=video,
         actions=torch.stack([sample.actions for sample in samples]),
-        text=torch.stack([sample.text for sample in samples]),
+        text=_padded([sample.text for sample in samples]),
         d_bar=torch.tensor([sample.d_bar for sample in samples], dtype=torch.float64),
         key=torch.tensor([sample.key for sample in samples], dtype=torch.int64),
     )
+
+
+def _padded(prompts: Sequence[Tensor]) -> Tensor:
+    """Stack word ids (n,) or embeddings (n, d); shorter prompts get zero rows, as networks pad them."""
+    if len({prompt.dtype for prompt in prompts}) > 1:
+        raise ValueError("some samples of a batch hold prompt embeddings, others don't; embed them all.")
+    return torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
 
 
 def keys_from(batch: Any, moved: Any) -> Any:

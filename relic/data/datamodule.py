@@ -189,6 +189,7 @@ class WorldDataModule(LightningDataModule):
         for split in _splits(stage, with_validation=self.validation_scenes > 0):
             self._rows[split] = split_rows(
                 rows,
+                scenes=index.scenes,
                 split=split,
                 validation_scenes=self.validation_scenes,
                 evaluation_scenes=self.evaluation_scenes,
@@ -308,6 +309,13 @@ class WorldDataModule(LightningDataModule):
             )
         self._share(self._steered)
         self._share(self.validation_windows)
+        accumulated = self.trainer.accumulate_grad_batches
+        if self.batches_per_epoch % accumulated:
+            near = max(1, round(self.batches_per_epoch / accumulated)) * accumulated
+            raise ValueError(
+                f"batches_per_epoch={self.batches_per_epoch} must be a multiple of accumulate_grad_batches="
+                f"{accumulated}, or the last step of an epoch is made of fewer batches; use {near}."
+            )
 
 
 def _splits(stage: str | None, *, with_validation: bool) -> tuple[Split, ...]:

@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from relic.data.augment import draw_pivot, window_actions
-from relic.data.claim import claim, remove_leftovers
+from relic.data.claim import alone, claim, remove_leftovers
 from relic.data.index import INDEX_NAME, Index, Row, write_index
 from relic.data.reader import WindowReader, caption_of
 from relic.data.sampling import Window
@@ -120,6 +120,7 @@ def encode_dataset(
     settings: EncodeSettings,
     batch: int = 8,
     workers: int = 1,
+    max_corrupt: float = 0.01,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Encode the recordings at `source` into latent shards in the folder `out`, and index them.
@@ -131,6 +132,7 @@ def encode_dataset(
         settings: Which windows.
         batch: Windows encoded at a time; bounds memory.
         workers: Threads that decode video ahead of the VAE.
+        max_corrupt: Share of all windows that may be unreadable and left out.
         progress: Told after every window how many are done, of how many.
 
     Returns:
@@ -138,31 +140,62 @@ def encode_dataset(
 
     Raises:
         FileNotFoundError: If the dataset or its index is missing.
-        ValueError: If the dataset does not fit the settings, `out` was begun with others, or the VAE fails.
+        ValueError: If the dataset does not fit the settings, `out` was begun with others, the VAE fails, or
+            more than `max_corrupt` of the windows are unreadable. Finished shards are kept.
     """
+    if not 0 <= max_corrupt <= 1:
+        raise ValueError(f"max_corrupt={max_corrupt} must be in [0, 1].")
     for name, value in {"batch": batch, "workers": workers}.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    tasks = plan_encoding(Index.open(source), settings)
+    index = Index.open(source)
+    tasks = plan_encoding(index, settings)
     storage, out = Storage(source), Path(out)
-    claim(
-        out,
-        _description(storage, settings),
-        file=SETTINGS_NAME,
-        meaning={"source": "another index of recordings", "vae_sha256": "another VAE"},
-    )
     total, done = sum(len(task.windows) for task in tasks), 0
-    for task in tasks:
-        path = out / task.shard
-        if not path.exists():
-            remove_leftovers(path)
-            with ThreadPoolExecutor(workers) as pool:
-                cut = _read_ahead(storage, task.windows, pool=pool, ahead=2 * max(batch, workers))
-                samples = _encoded(cut, encode=encode, settings=settings, batch=batch)
-                write_shard(path, _told(samples, progress, done=done, total=total))
-        done += len(task.windows)
-        progress(done, total)
-    return write_index(out)
+    skipped = _Skipped(total, max_corrupt)
+    with alone(out):
+        claim(
+            out,
+            _description(storage, settings),
+            file=SETTINGS_NAME,
+            meaning={"source": "another index of recordings", "vae_sha256": "another VAE"},
+        )
+        for task in tasks:
+            path = out / task.shard
+            if not path.exists():
+                remove_leftovers(path)
+                with ThreadPoolExecutor(workers) as pool:
+                    cut = _read_ahead(
+                        storage, task.windows, pool=pool, ahead=2 * max(batch, workers), skipped=skipped
+                    )
+                    samples = _encoded(cut, encode=encode, settings=settings, batch=batch)
+                    told = _told(samples, progress, done=done, total=total)
+                    first = next(told, None)
+                    if first is not None:  # of nothing readable no shard is made, so it is tried again
+                        write_shard(path, itertools.chain([first], told))
+            done += len(task.windows)
+            progress(done, total)
+        if skipped.count:
+            warnings.warn(f"{skipped.count} of {total} windows were unreadable and left out.", stacklevel=2)
+        return write_index(out, scenes=index.scenes)
+
+
+class _Skipped:
+    """Counts unreadable windows, and fails when they are too many."""
+
+    def __init__(self, total: int, max_corrupt: float) -> None:
+        self.count, self._total, self._most = 0, total, max_corrupt
+
+    def add(self, window: Window, error: ValueError) -> None:
+        self.count += 1
+        where = f"frame {window.start} on of {window.row.key}"
+        if self.count > self._most * self._total:
+            raise ValueError(
+                f"{self.count} of {self._total} windows are unreadable, more than max_corrupt="
+                f"{self._most:g}; the last, {where}: {error} Repair the recordings and index them again, or "
+                "raise max_corrupt."
+            ) from error
+        warnings.warn(f"left out {where}: {error}", stacklevel=2)
 
 
 # -- windows -------------------------------------------------------------------------------------------------
@@ -207,7 +240,12 @@ class _Cut(NamedTuple):
 
 
 def _read_ahead(
-    storage: Storage, windows: Sequence[Window], *, pool: ThreadPoolExecutor, ahead: int
+    storage: Storage,
+    windows: Sequence[Window],
+    *,
+    pool: ThreadPoolExecutor,
+    ahead: int,
+    skipped: _Skipped,
 ) -> Iterator[_Cut]:
     """Yield windows in order, decoding up to `ahead` of them; unreadable ones are warned of and left out."""
     row, own = windows[0].row, threading.local()
@@ -223,9 +261,11 @@ def _read_ahead(
 
     def finished(window: Window, future: Future[_Cut]) -> Iterator[_Cut]:
         try:
-            yield future.result()
+            cut = future.result()
         except ValueError as error:
-            warnings.warn(f"left out frame {window.start} on of {window.row.key}: {error}", stacklevel=2)
+            skipped.add(window, error)
+            return
+        yield cut
 
     pending: deque[tuple[Window, Future[_Cut]]] = deque()
     try:

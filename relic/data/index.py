@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relic.data.describe import describe_sample
-from relic.data.schema import ACTIONS, C2W, JSON, LATENTS, TRAJECTORY, VIDEO
+from relic.data.schema import ACTIONS, C2W, JSON, LATENTS, TEXT, TRAJECTORY, VIDEO
 from relic.data.shards import Member, scan_shard
 from relic.data.storage import Storage
 from relic.ops.actions import CHANNELS
@@ -29,7 +29,7 @@ from relic.ops.actions import CHANNELS
 __all__ = ["INDEX_NAME", "INDEX_SCHEMA", "Index", "Row", "write_index"]
 
 INDEX_NAME: Final = "index.parquet"
-INDEX_SCHEMA: Final = "relic-index/1"
+INDEX_SCHEMA: Final = "relic-index/2"
 
 # column names of the byte ranges: {column}_offset, {column}_length
 COLUMNS: Final = {
@@ -39,6 +39,7 @@ COLUMNS: Final = {
     LATENTS: "latents",
     TRAJECTORY: "trajectory",
     ACTIONS: "actions",
+    TEXT: "text",
 }
 
 TABLE: Final = pa.schema(
@@ -135,11 +136,14 @@ class Index:
     Args:
         root: Folder or fsspec URL of the dataset.
         rows: All samples, the invalid ones too.
+        scenes: All scenes that the recordings came from, also those of which nothing is in `rows`: scenes are
+            held out from among these, so that data made of the same recordings hold out the same ones.
         damaged: What is wrong with each damaged shard; its readable samples are in `rows`.
     """
 
     root: str
     rows: tuple[Row, ...]
+    scenes: tuple[str, ...]
     damaged: Mapping[str, str]
 
     @classmethod
@@ -174,7 +178,8 @@ class Index:
                 "write it again with relic.data.write_index(root)."
             )
         rows = tuple(_row(values) for values in table.to_pylist())
-        return cls(str(root), rows, json.loads(metadata[b"relic.damaged"]))
+        scenes = tuple(json.loads(metadata[b"relic.scenes"]))
+        return cls(str(root), rows, scenes, json.loads(metadata[b"relic.damaged"]))
 
     def invalid(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if not row.valid)
@@ -185,7 +190,7 @@ class Index:
         needed: dict[str, int] = defaultdict(int)
         for row in self.rows:
             ends = [offset + length for offset, length in row.ranges.values()]
-            needed[row.shard] = max(needed[row.shard], *ends)
+            needed[row.shard] = max([needed[row.shard], *ends])
         sizes = {shard: storage.size(shard) for shard in needed}
         missing = sorted(shard for shard, size in sizes.items() if size is None)
         if missing:
@@ -201,12 +206,17 @@ class Index:
             )
 
 
-def write_index(root: Path) -> Path:
+def write_index(root: Path, *, scenes: Iterable[str] = ()) -> Path:
     """Write `root/index.parquet` from `root/shards/*.tar`, atomic, the same bytes for the same shards.
 
     Samples that training must not use (NaN, non-rigid or mirrored poses, counts that disagree, unreadable
     members, a key used twice) get `valid=False` and a `reason`. Of a damaged shard the whole samples are
     kept, the shard is named in a warning and in `Index.damaged`.
+
+    Args:
+        root: The folder.
+        scenes: Scenes of the source that may have left no sample here; those of an index that is written
+            again are kept.
 
     Returns:
         The path of the index.
@@ -244,10 +254,27 @@ def write_index(root: Path) -> Path:
                 rows.append(row)
     _mark_duplicates(rows)
     rows.sort(key=lambda row: (row["key"], row["shard"]))
-    metadata = {"relic.schema": INDEX_SCHEMA, "relic.damaged": json.dumps(damaged, sort_keys=True)}
+    known = {row["scene"] for row in rows if row.get("scene")} | set(scenes) | _scenes_before(root)
+    metadata = {
+        "relic.schema": INDEX_SCHEMA,
+        "relic.scenes": json.dumps(sorted(known)),
+        "relic.damaged": json.dumps(damaged, sort_keys=True),
+    }
     columns = {name: [row.get(name) for row in rows] for name in TABLE.names}
     table = pa.Table.from_pydict(columns, schema=TABLE.with_metadata(metadata))
     return _replace(table, root / INDEX_NAME)
+
+
+def _scenes_before(root: Path) -> set[str]:
+    """Return the scenes that the index about to be replaced knows."""
+    path = root / INDEX_NAME
+    if not path.exists():
+        return set()
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError):  # damaged, which is why it is written again
+        return set()
+    return set(json.loads(metadata.get(b"relic.scenes", b"[]")))
 
 
 def _mark_duplicates(rows: list[dict[str, Any]]) -> None:

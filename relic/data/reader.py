@@ -10,7 +10,7 @@ from relic.data.augment import palindrome_indices, window_actions
 from relic.data.collate import Content, Sample
 from relic.data.index import Row
 from relic.data.sampling import Window
-from relic.data.schema import ACTIONS, C2W, LATENTS, TRAJECTORY, VIDEO, load_array
+from relic.data.schema import ACTIONS, C2W, LATENTS, TEXT, TRAJECTORY, VIDEO, load_array
 from relic.data.storage import Storage
 from relic.data.video import decode_video
 from relic.ops.camera import check_rigid
@@ -54,8 +54,7 @@ class WindowReader:
             content = self._latents(window)
             actions = torch.from_numpy(load_array(self._member(row, ACTIONS), key=f"{row.key}.{ACTIONS}"))
             actions = actions[: window.num_frames].float()
-        text = word_ids(caption_of(row, start=window.start), length=self.words)
-        return Sample(content, actions, text, row.d_bar * window.stride, window.key)
+        return Sample(content, actions, self._text(window), row.d_bar * window.stride, window.key)
 
     def video(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """Decode a window -> (f, h, w, 3) uint8. Of a palindrome, only the way there is decoded."""
@@ -82,6 +81,17 @@ class WindowReader:
             raise ValueError(f"{row.key}.{C2W} ends before frame {stop}.")
         check_rigid(c2w, name=f"{row.key}.{C2W}")
         return c2w
+
+    def _text(self, window: Window) -> Tensor:
+        """Return the prompt: embeddings (n, d) float32 if the sample holds them, else word ids (n,)."""
+        if TEXT not in window.row.ranges:
+            return word_ids(caption_of(window.row, start=window.start), length=self.words)
+        array = load_array(self._member(window.row, TEXT), key=f"{window.row.key}.{TEXT}")
+        if array.ndim != 2 or not np.isfinite(array).all():
+            raise ValueError(
+                f"{window.row.key}.{TEXT} has shape {array.shape}; it must be finite embeddings (n, d)."
+            )
+        return torch.from_numpy(array).float()
 
     def _latents(self, window: Window) -> Tensor:
         """Read a prefix of latents (t, c, h, w), or of a trajectory's states (s, t, c, h, w), float16."""

@@ -4,8 +4,9 @@ A shard is an uncompressed tar in webdataset's naming, `{key}.{member}`. Two kin
 
 - a recording, "relic-clip/1": `mp4`, `c2w.npy` (f, 4, 4) float64, `json`;
 - encoded training windows, "relic-latents/1": `latents.npy` (t, c, h, w) float16 and/or `trajectory.npy`
-  (s, t, c, h, w) float16, `actions.npy` (f, 13) float32, `json`. The description of a trajectory also names
-  the noise `levels` of its states; the last state is clean and has none.
+  (s, t, c, h, w) float16, `actions.npy` (f, 13) float32, `json`, and, where prompts are embedded beforehand,
+  `text.npy` (n, d) float16. The description of a trajectory also names the noise `levels` of its states; the
+  last state is clean and has none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "JSON",
     "LATENTS",
     "LATENTS_SCHEMA",
+    "TEXT",
     "TRAJECTORY",
     "VIDEO",
     "check_key",
@@ -42,6 +44,7 @@ C2W: Final = "c2w.npy"
 LATENTS: Final = "latents.npy"
 TRAJECTORY: Final = "trajectory.npy"
 ACTIONS: Final = "actions.npy"
+TEXT: Final = "text.npy"
 JSON: Final = "json"
 
 FIELDS: Final = {  # of the description, by schema

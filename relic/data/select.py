@@ -39,21 +39,25 @@ def rows_of(index: Index, *, content: Content) -> tuple[Row, ...]:
 
 
 def split_rows(
-    rows: Sequence[Row], *, split: Split, validation_scenes: int, evaluation_scenes: int
+    rows: Sequence[Row],
+    *,
+    scenes: Sequence[str],
+    split: Split,
+    validation_scenes: int,
+    evaluation_scenes: int,
 ) -> tuple[Row, ...]:
-    """Return the samples of a split.
+    """Return the samples of a split. scenes: all that there are, from the index; `rows` may lack some.
 
     Raises:
         ValueError: If holding scenes out leaves the split empty.
     """
-    scenes = {row.scene for row in rows}
     splits = split_scenes(scenes, validation_scenes=validation_scenes, evaluation_scenes=evaluation_scenes)
     chosen = tuple(row for row in rows if splits[row.scene] == split)
     if not chosen:
         raise ValueError(
-            f"no scenes are left for {split}: the dataset has {len(scenes)}, of which evaluation_scenes="
-            f"{evaluation_scenes} are held out first and validation_scenes={validation_scenes} next; "
-            "change these numbers or record more scenes."
+            f"no samples are left for {split}: the dataset has {len(scenes)} scenes, of which "
+            f"evaluation_scenes={evaluation_scenes} are held out first and validation_scenes="
+            f"{validation_scenes} next; change these numbers or record more scenes."
         )
     return chosen
 

@@ -191,7 +191,8 @@ def write_pairs(
     number, parts = part
     if not 0 <= number < parts:
         raise ValueError(f"part={number} {parts} must be one of {parts} parts, counted from 0.")
-    every = plan_pairs(Index.open(source), settings, clip=clip)
+    index = Index.open(source)
+    every = plan_pairs(index, settings, clip=clip)
     storage, out = Storage(source), Path(out)
     claim(
         out,
@@ -210,7 +211,9 @@ def write_pairs(
             write_shard(path, _told(samples, progress, done=done, total=total))
         done += len(task.windows)
         progress(done, total)
-    return write_index(out) if all((out / task.shard).exists() for task in every) else None
+    if not all((out / task.shard).exists() for task in every):
+        return None
+    return write_index(out, scenes=index.scenes)
 
 
 class _Start(NamedTuple):

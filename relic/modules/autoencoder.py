@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from relic.modules.base import Frozen, RelicModule, adamw
 from relic.nn.checkpoints import WeightsSource
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
+from relic.ops.randomness import keyed_uniform
 from relic.ops.video import from_uint8, psnr, to_uint8
 from relic.types import Batch, Clip, ClipSpec, latents_of
 
@@ -53,7 +54,6 @@ class Autoencoder(RelicModule):
 
     stage: ClassVar[str] = "autoencoder"
     kind: ClassVar[str] = "tiny_vae"
-    moment_updates: Tensor
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Autoencoder(RelicModule):
         self.edge_weight, self.lpips_weight, self.kl_weight = edge_weight, lpips_weight, kl_weight
         self.latent_noise = latent_noise
         self.perceptual: Any = Frozen(alexnet_distance()) if lpips_weight > 0 else None
-        self.register_buffer("moment_updates", torch.zeros((), dtype=torch.int64))
+        self.moment_updates = 0
 
     def build(self) -> TinyVAE:
         return TinyVAE(self.net_config)
@@ -109,7 +109,8 @@ class Autoencoder(RelicModule):
         video = frames_of(batch)
         if self.window_frames is not None and self.window_frames < video.shape[1]:
             room = video.shape[1] - self.window_frames + 1
-            starts = (self.uniform(batch.key, "window") * room).long().tolist()
+            drawn = keyed_uniform(batch.key, self.seed, self.stage, "window")  # on the host, which cuts
+            starts = (drawn * room).long().tolist()
             video = torch.stack(
                 [clip[s : s + self.window_frames] for clip, s in zip(video, starts, strict=True)]
             )
@@ -152,10 +153,18 @@ class Autoencoder(RelicModule):
             dist.all_reduce(seen)
             seen /= dist.get_world_size()
         self.moment_updates += 1
-        rate = 1.0 / min(int(self.moment_updates), MOMENT_MEMORY)
+        rate = 1.0 / min(self.moment_updates, MOMENT_MEMORY)
         mean, square = torch.stack([vae.mean, vae.std.square() + vae.mean.square()]).lerp(seen, rate)
         vae.mean.copy_(mean)
         vae.std.copy_((square - mean.square()).clamp(min=1e-6).sqrt())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["moment_updates"] = self.moment_updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.moment_updates = checkpoint["moment_updates"]
 
     # -- measuring -------------------------------------------------------------------------------------------
 

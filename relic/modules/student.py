@@ -21,7 +21,7 @@ from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.text import WordTableConfig
 from relic.nn.tiny_vae import TinyVAE
 from relic.ops.actions import encode_actions
-from relic.ops.randomness import derive_seed
+from relic.ops.randomness import clip_key
 from relic.ops.retention import AnyPolicy, block_that_ends
 from relic.ops.video import from_uint8, to_uint8
 from relic.ops.words import word_ids
@@ -179,13 +179,13 @@ class StudentModule(RelicModule):
         """Generate each clip again after its first `prefix_frames` frames: uint8 (f, h, w, 3) each.
 
         The prefix, the image and whole blocks, is encoded and committed to the memory; it comes back as the
-        autoencoder has it. A clip's noise depends on `seed` and on its place in `clips`.
+        autoencoder has it. A clip's noise depends on `seed` and its image.
 
         Raises:
             ValueError: If prefix or clip are not the image and whole blocks, the prefix is longer than the
                 clip, or the clip than the longest horizon.
         """
-        return [self._generate(clip, prefix_frames, key=derive_seed(seed, i)) for i, clip in enumerate(clips)]
+        return [self._generate(clip, prefix_frames, key=clip_key(clip, seed=seed)) for clip in clips]
 
     def _generate(self, clip: Clip, prefix_frames: int, *, key: int) -> Tensor:
         latents_of(prefix_frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +24,7 @@ from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.ops.actions import controls_of, encode_actions
 from relic.ops.flow import add_noise, velocity_of
 from relic.ops.losses import Sampling, Weighting, draw_sigma, flow_matching_loss, level_weight
-from relic.ops.randomness import derive_seed
+from relic.ops.randomness import clip_key
 from relic.ops.video import from_uint8, to_uint8
 from relic.ops.words import word_ids
 from relic.parallel import Compute, apply_compute, shard_network
@@ -100,6 +101,10 @@ class TeacherExtension(RelicModule):
         )
         if words is not None and words.width != net.text_width:
             raise ValueError(f"words.width={words.width} must equal net.text_width={net.text_width}.")
+        if not 0.0 <= prompt_dropout <= 1.0:
+            raise ValueError(f"prompt_dropout={prompt_dropout} must be in [0, 1], a share of the samples.")
+        if validation_buckets < 1:
+            raise ValueError(f"validation_buckets={validation_buckets} must be at least 1.")
         self.net_config, self.clip, self.words = net, clip, words
         self.tuning: FullTuning | ControlFirst | LowRank = tuning
         self.first_latent: FirstLatent = first_latent
@@ -126,9 +131,10 @@ class TeacherExtension(RelicModule):
         apply_compute(net.dit, self.compute)
 
     def shard(self, net: Any, mesh: DeviceMesh) -> None:
-        if isinstance(self.tuning, LowRank):
+        if type(self.tuning) is not FullTuning:
             raise ValueError(
-                f"tuning={self.tuning} cannot be sharded; what it trains fits on a device: use strategy ddp."
+                f"tuning={self.tuning} cannot be sharded: its checkpoints need the optimiser state of every "
+                "weight; tune all weights, or use strategy ddp."
             )
         shard_network(net, net.dit.blocks, mesh=mesh, plan=self.compute)
 
@@ -246,14 +252,15 @@ class TeacherExtension(RelicModule):
 
         control, first_latent: see `denoising_loss`. rope: `plain` measures without YaRN, at factor 1.
         """
-        net = self.averaged if rope == "own" else self.averaged.at_rope_factor(1.0)
+        net = self.averaged
         conditions: dict[str, Any] = {"control": control, "first_latent": first_latent}
         count, losses = self.validation_buckets, {}
-        for bucket in range(count):
-            sigma = (bucket + self.uniform(batch.key, f"bucket {bucket}")) / count
-            purpose = f"validation {bucket}"
-            loss = self.denoising_loss(net, batch, sigma=sigma, purpose=purpose, **conditions)
-            losses[f"{bucket / count:.2f}-{(bucket + 1) / count:.2f}"] = loss.mean()
+        with net.at_rope_factor(1.0) if rope == "plain" else nullcontext():
+            for bucket in range(count):
+                sigma = (bucket + self.uniform(batch.key, f"bucket {bucket}")) / count
+                purpose = f"validation {bucket}"
+                loss = self.denoising_loss(net, batch, sigma=sigma, purpose=purpose, **conditions)
+                losses[f"{bucket / count:.2f}-{(bucket + 1) / count:.2f}"] = loss.mean()
         return losses
 
     @classmethod
@@ -288,16 +295,18 @@ class TeacherExtension(RelicModule):
             raise NotImplementedError(
                 f"prefix_frames={prefix_frames}: the bidirectional teacher continues one image only."
             )
-        return [self._generate(clip, seed=seed, index=i) for i, clip in enumerate(clips)]
+        return [self._generate(clip, key=clip_key(clip, seed=seed)) for clip in clips]
 
-    def _generate(self, clip: Clip, *, seed: int, index: int) -> Tensor:
+    def _generate(self, clip: Clip, *, key: int) -> Tensor:
         latents_of(len(clip.video))
         image = from_uint8(rearrange(clip.video[:1], "f h w c -> 1 f c h w").to(self.device))
         actions = encode_actions(clip.c2w, d_bar=clip.d_bar)[None].float().to(self.device)
         text = word_ids(clip.captions[0] if clip.captions else "", length=self.net_config.text_length)
-        key = torch.tensor([derive_seed(seed, index)])
         return self.sample(
-            self.frozen_vae.encode(image), actions=actions, text=text[None].to(self.device), key=key
+            self.frozen_vae.encode(image),
+            actions=actions,
+            text=text[None].to(self.device),
+            key=torch.tensor([key]),
         )[0]
 
     @torch.no_grad()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import overload
@@ -86,13 +86,15 @@ class Denoiser(nn.Module):
             return self.dit(latents, sigma=sigma, text=text, controls=controls)
         return self.dit(latents, sigma=sigma, text=text, controls=controls, memory=memory)
 
-    def at_rope_factor(self, factor: float) -> Denoiser:
-        """Return this network with another YaRN factor; both share their weights."""
-        other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other.dit = copy.copy(self.dit)
-        other.dit.config = replace(self.dit.config, rope_factor=factor)
-        return other
+    @contextmanager
+    def at_rope_factor(self, factor: float) -> Iterator[None]:
+        """Let the network run at another YaRN factor for a while."""
+        own = self.dit.config
+        self.dit.config = replace(own, rope_factor=factor)
+        try:
+            yield
+        finally:
+            self.dit.config = own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,12 @@ class EulerSampler:
     steps: int = 48
     shift: float = 5.0
     guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1.")
+        if self.shift < 1.0:
+            raise ValueError(f"shift={self.shift} must be at least 1 (none).")
 
     def states(
         self, net: Denoiser, noise: Tensor, *, image: Tensor, text: Tensor, controls: Controls | None

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["derive_seed", "keyed_generator", "keyed_normal", "keyed_uniform"]
+from relic.types import Clip
+
+__all__ = ["clip_key", "derive_seed", "keyed_generator", "keyed_normal", "keyed_uniform"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -22,6 +24,13 @@ def derive_seed(*key: int | str) -> int:
 def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator seeded by `derive_seed(*key)`."""
     return torch.Generator(device).manual_seed(derive_seed(*key))
+
+
+def clip_key(clip: Clip, *, seed: int) -> int:
+    """Return a key for generating a clip again: a function of its first frame and `seed`, so that neither its
+    neighbours nor its place among them matter, and other actions from one image meet the same noise.
+    """
+    return derive_seed("clip", seed, hashlib.sha256(clip.video[0].cpu().numpy().tobytes()).hexdigest())
 
 
 def keyed_normal(keys: Tensor | Sequence[int], *purpose: int | str, like: Tensor) -> Tensor:

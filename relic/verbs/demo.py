@@ -29,7 +29,8 @@ def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed:
     clips, latents = root / "clips", root / "latents"
     vae, teacher = root / "autoencoder" / "tiny_vae.safetensors", root / "teacher" / "teacher.safetensors"
     run("render", "--out", clips, "--scenes", scenes, "--minutes", minutes, "--size", 64, 96, "--seed", seed)
-    fit("configs/autoencoder/demo.yaml", data=clips, root=vae.parent, product=vae)
+    seeds = (f"--model.init_args.seed={seed}", f"--data.seed={seed}")
+    fit("configs/autoencoder/demo.yaml", *seeds, data=clips, root=vae.parent, product=vae)
     run(
         "encode",
         clips,
@@ -47,11 +48,13 @@ def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed:
     fit(
         "configs/teacher/demo.yaml",
         f"--model.init_args.vae={vae}",
+        *seeds,
         data=latents,
         root=teacher.parent,
         product=teacher,
     )
-    run("report", teacher, "--vae", vae, "--clips", clips, "--out", root / "report.html")
+    report = ["report", teacher, "--vae", vae, "--clips", clips, "--out", root / "report.html"]
+    run(*report, "--validation_scenes", 1, "--evaluation_scenes", 0, "--seed", seed)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {root / 'report.html'}")
 
 

@@ -28,6 +28,7 @@ def encode(
     seed: int = 0,
     batch: int = 8,
     workers: int | None = None,
+    max_corrupt: float = 0.01,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Encode a dataset of recordings into latent shards. Stopped, it goes on when started again.
@@ -42,6 +43,7 @@ def encode(
         seed: Of which windows turn, and where.
         batch: Windows encoded at a time.
         workers: Threads that decode video; by default one a core.
+        max_corrupt: Share of the windows that may be unreadable and left out.
         device: Where to encode; auto takes a GPU if there is one, and bf16 there.
     """
     place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
@@ -74,6 +76,7 @@ def encode(
             settings=settings,
             batch=batch,
             workers=(os.cpu_count() or 1) if workers is None else workers,
+            max_corrupt=max_corrupt,
             progress=show,
         )
     print(f"Wrote {index}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from relic.data.claim import alone
 from relic.data.index import INDEX_NAME, write_index
 from relic.data.shards import pack_sample, scan_shard, write_shard
 from relic.engine.building import make_scene
@@ -101,7 +101,7 @@ def render(
         "fps": fps, "seed": seed, "backend": chosen, "clip_seconds": [float(s) for s in clip_seconds],
     }  # fmt: skip
     root = Path(out)
-    with _explained(root, shards, size), _alone(root):
+    with _explained(root, shards, size), alone(root):
         claim_folder(root, settings)
         remaining = [shard for shard in shards if not _is_finished(root, shard)]
         workers = min(workers or os.cpu_count() or 1, sum(len(shard.recordings) for shard in remaining))
@@ -272,23 +272,6 @@ def _is_finished(root: Path, shard: Shard) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return found == {recording.key for recording in shard.recordings}
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the folder, so that two runs do not write the same shards; a killed run lets go by itself."""
-    root.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another render is writing to {root}; wait for it or stop it.") from error
-        yield
 
 
 @contextmanager

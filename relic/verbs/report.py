@@ -36,7 +36,8 @@ def report(
     out: str = "report.html",
     split: Literal["train", "validation"] = "train",
     num_clips: int = 6,
-    validation_scenes: int = 1,
+    validation_scenes: int = 2,
+    evaluation_scenes: int = 2,
     seed: int = 0,
 ) -> None:
     """Sample clips from their first frames with a fitted teacher and write a self-contained HTML report.
@@ -48,12 +49,16 @@ def report(
         out: The report.
         split: Scenes that were trained on, or held out.
         num_clips: Number of clips.
-        validation_scenes: As many as were held out in training.
+        validation_scenes: As many as were held out for validation in training.
+        evaluation_scenes: As many as were held out for evaluation in training.
         seed: Seed of the choice of clips and of the noise.
     """
     module = TeacherExtension.from_file(teacher, vae=vae)
     shape = module.clip
-    where = {"validation_scenes": validation_scenes, "evaluation_scenes": 0, "num_frames": shape.max_frames}
+    where = {
+        "validation_scenes": validation_scenes, "evaluation_scenes": evaluation_scenes,
+        "num_frames": shape.max_frames, "clip": shape,
+    }  # fmt: skip
     shown = read_clips(clips, split=split, num_clips=num_clips, seed=seed, **where)  # type: ignore[arg-type]
     known = read_clips(clips, split="train", num_clips=24, seed=seed + 1, **where)  # type: ignore[arg-type]
     samples = module.generate(shown, seed=seed)
@@ -74,8 +79,7 @@ def report(
     print(f"\n{'PSNR, dB':<34}{'clip':>8}{'second half':>14}")
     for name, scores in rows.items():
         print(f"{name:<34}{scores.whole:>8.2f}{scores.second_half:>14.2f}")
-    root = Path(teacher).parent.parent
-    write_html(Path(out), facts, rows, shown, samples, curves(root))
+    write_html(Path(out), facts, rows, shown, samples, curves([Path(vae).parent, Path(teacher).parent]))
     print(f"\nWrote {out}")
 
 
@@ -87,8 +91,8 @@ def score(clips: Sequence[Clip], videos: Sequence[Tensor]) -> Scores:
     return Scores(float(whole), float(half))
 
 
-def curves(root: Path) -> bytes | None:
-    """Draw the losses of all runs below `root` as PNG; None if there are no logs."""
+def curves(runs: Sequence[Path]) -> bytes | None:
+    """Draw the losses logged below the folders of runs as PNG; None if there are no logs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,12 +100,13 @@ def curves(root: Path) -> bytes | None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[str, dict[int, float]] = {}
-    for folder in sorted({path.parent for path in root.rglob("events.out.tfevents.*")}):
+    logs = {(run, path.parent) for run in dict.fromkeys(runs) for path in run.rglob("events.out.tfevents.*")}
+    for run, folder in sorted(logs):
         events = EventAccumulator(str(folder))
         events.Reload()
         for tag in events.Tags()["scalars"]:
             if tag.startswith(("train/loss", "val/loss_flow", "val/psnr")) and "sigma" not in tag:
-                stage = folder.relative_to(root).parts[0]
+                stage = run.resolve().name
                 found.setdefault(f"{stage}: {tag}", {}).update({e.step: e.value for e in events.Scalars(tag)})
     if not found:
         return None

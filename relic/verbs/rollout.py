@@ -126,7 +126,7 @@ def check_length(world: World, *, frames: int) -> None:
     if not world.endless and frames > horizon:
         raise ValueError(
             f"the script is {frames} frames long with its image, the horizon of this world {horizon}: "
-            "shorten it, or make the world endless: relic export ... --max_latents N bounds a compressed memory."
+            "shorten it, or make the world endless: relic export --max_latents N bounds a compressed memory."
         )
 
 

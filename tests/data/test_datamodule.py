@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from relic.data import WorldDataModule
-from relic.data.index import Index
+from relic.data.index import Index, write_index
 from relic.data.loader import GRACE
-from relic.data.schema import C2W, LATENTS, VIDEO, dump_array
+from relic.data.sampling import split_scenes
+from relic.data.schema import C2W, LATENTS, TEXT, VIDEO, dump_array
+from relic.data.select import split_rows
 from relic.data.shards import read_clip, unpack_sample
 from relic.ops.actions import encode_actions
 from relic.ops.randomness import derive_seed
@@ -222,8 +224,11 @@ def test_settings_out_of_range_are_refused_at_once(settings: dict[str, Any], mes
     [
         ({"content": "latents"}, "no usable latents.npy.*relic encode.*mp4"),
         ({"content": "trajectory"}, "no usable trajectory.npy"),
-        ({"validation_scenes": 4, "evaluation_scenes": 2}, "no scenes are left for train: the dataset has 6"),
-        ({"evaluation_scenes": 6}, "no scenes are left for"),
+        (
+            {"validation_scenes": 4, "evaluation_scenes": 2},
+            "no samples are left for train: the dataset has 6",
+        ),
+        ({"evaluation_scenes": 6}, "no samples are left for"),
         ({"clip": ClipSpec(height=64, width=64, horizons=(161,))}, "161 frames is longer .* 145 at 16 fps"),
         ({"clip": ClipSpec(height=64, width=96, horizons=(33,))}, "is 64x64, the clip asked for is 64x96"),
         (
@@ -265,7 +270,9 @@ def test_unequal_shares_of_ranks_are_refused(walks: Path) -> None:
     data = data_module(walks, global_batch=6)
     connector = SimpleNamespace(use_distributed_sampler=False)
     ranks = {"rank": 0, "num_replicas": 4}
-    data.trainer = SimpleNamespace(_accelerator_connector=connector, distributed_sampler_kwargs=ranks)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(
+        _accelerator_connector=connector, distributed_sampler_kwargs=ranks, accumulate_grad_batches=1
+    )  # type: ignore[assignment]
     with pytest.raises(ValueError, match="batch of 6 cannot be shared by 4 ranks"):
         data.setup("fit")
 
@@ -341,3 +348,35 @@ def test_invalid_samples_are_left_out_and_told(tmp_path: Path) -> None:
     ):
         data.setup("fit")
     assert "walk1" not in {row.key for rows in data._rows.values() for row in rows}
+
+
+def test_embedded_prompts_are_read_and_padded_instead_of_words(tmp_path: Path) -> None:
+    samples = []
+    for i in range(8):
+        prompt = np.full((3 + i % 2, 5), 1 + i, np.float16)
+        sample = latents_sample(33, seed=i, scene=f"room{i % 4}") | {TEXT: dump_array(prompt)}
+        samples.append((f"s{i}", sample))
+    everything = {"content": "latents", "validation_scenes": 0, "evaluation_scenes": 0, "balance": 0}
+    for batch in training(write_dataset(tmp_path / "all", samples), **everything):
+        assert batch.text.dtype == torch.float32 and batch.text.shape[::2] == (4, 5)
+        rows = (batch.text != 0).any(-1).sum(1)
+        assert torch.equal(rows, 3 + (batch.text[:, 0, 0].long() - 1) % 2)
+    mixed = write_dataset(tmp_path / "mixed", [*samples[:1], ("plain", latents_sample(33, scene="room0"))])
+    with pytest.raises(ValueError, match="embed them all"):
+        training(mixed, **everything, batches_per_epoch=8)
+
+
+def test_latents_hold_out_the_scenes_that_their_recordings_do(tmp_path: Path) -> None:
+    """Also where a scene is too short for a horizon and left no latents."""
+    scenes = [f"room{i}" for i in range(8)]
+    held = split_scenes(scenes, validation_scenes=2, evaluation_scenes=2)
+    for lost in scenes[:4]:
+        left = [scene for scene in scenes if scene != lost]
+        samples = [(s, latents_sample(33, seed=i, scene=s)) for i, s in enumerate(left)]
+        write_index(write_dataset(tmp_path / lost, samples, index=False), scenes=scenes)
+        index = Index.open(tmp_path / lost)
+        for split in ("train", "validation", "evaluation"):
+            rows = split_rows(
+                index.rows, scenes=index.scenes, split=split, validation_scenes=2, evaluation_scenes=2
+            )
+            assert {row.scene for row in rows} == {scene for scene in left if held[scene] == split}

@@ -218,8 +218,10 @@ def test_a_damaged_recording_is_left_out_with_a_warning(tmp_path):
     rows = {row.key: row for row in Index.open(source).rows}
     assert rows["cut"].valid  # its header is sound: only decoding finds out
     with pytest.warns(UserWarning, match="left out frame 0 on of cut"):
-        encode_dataset(source, tmp_path / "out", encode=pool, settings=settings())
+        encode_dataset(source, tmp_path / "out", encode=pool, settings=settings(), max_corrupt=0.5)
     assert [row.source for row in Index.open(tmp_path / "out").rows] == ["whole"]
+    with pytest.raises(ValueError, match=r"1 of 2 windows are unreadable, more than max_corrupt=0\.01"):
+        encode_dataset(source, tmp_path / "strict", encode=pool, settings=settings())
 
 
 def test_the_verb_encodes_with_a_vae_for_the_data_module(recordings, tmp_path, capsys):

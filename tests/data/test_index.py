@@ -164,7 +164,7 @@ def test_an_index_of_another_schema_is_refused(tmp_path: Path) -> None:
     table = pq.read_table(path)
     old = {"relic.schema": "relic-index/0", "relic.damaged": json.dumps({})}
     pq.write_table(table.replace_schema_metadata(old), path)
-    with pytest.raises(ValueError, match=r"'relic-index/0'.*'relic-index/1'"):
+    with pytest.raises(ValueError, match=r"'relic-index/0'.*'relic-index/2'"):
         Index.open(tmp_path)
 
 
@@ -187,3 +187,16 @@ def test_revisits_are_returns_after_an_absence(script: str, gap_s: float) -> Non
 def test_long_recordings_are_compared_at_a_few_looks_a_second() -> None:
     still = torch.eye(4, dtype=torch.float64).expand(16 * 100, 4, 4)
     assert revisits(still, fps=16, d_bar=1.0).shape == (400,)
+
+
+def test_a_sample_of_unknown_members_only_is_invalid_and_does_not_stop_the_others(tmp_path):
+    write_shard(tmp_path / "shards" / "00000.tar", [("walk", clip_sample(33)), ("README", {"txt": b"hello"})])
+    write_index(tmp_path)
+    assert {row.key: row.valid for row in Index.open(tmp_path).rows} == {"walk": True, "README": False}
+
+
+def test_an_index_knows_scenes_that_left_no_sample_and_keeps_them_when_written_again(tmp_path):
+    write_shard(tmp_path / "shards" / "00000.tar", [("walk", clip_sample(33, scene="hall"))])
+    write_index(tmp_path, scenes=["attic", "hall"])
+    write_index(tmp_path)
+    assert Index.open(tmp_path).scenes == ("attic", "hall")

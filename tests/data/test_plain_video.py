@@ -37,6 +37,7 @@ def training(data: WorldDataModule, *, rank: int = 0, world_size: int = 1) -> li
     progress = SimpleNamespace(total=SimpleNamespace(processed=0))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        accumulate_grad_batches=1,
         _accelerator_connector=connector, fit_loop=loop,
         distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size},
     )  # fmt: skip

@@ -5,7 +5,7 @@ from relic.modules.base import adamw
 from relic.modules.student import StudentModule
 from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
-from relic.ops.randomness import derive_seed
+from relic.ops.randomness import clip_key
 from relic.ops.retention import Compressed, Window
 from relic.parallel import Compute
 from relic.rollout import KeyedNoise
@@ -72,7 +72,7 @@ def test_a_clip_is_generated_from_its_prefix_and_what_follows_depends_on_actions
 @pytest.mark.parametrize("known", [1, 3])
 def test_a_sample_is_the_rollout_of_its_key_behind_its_prefix(vae, known):
     module, one = student(vae=vae), clip()
-    noise = KeyedNoise((derive_seed(5, 0),), ("generate",))
+    noise = KeyedNoise((clip_key(one, seed=5),), ("generate",))
     seen = {}
     original = module.extend
     module.extend = lambda prefix, **given: seen.update(given, prefix=prefix) or original(prefix, **given)  # type: ignore[method-assign]

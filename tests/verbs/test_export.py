@@ -1,0 +1,86 @@
+import pytest
+import yaml
+
+from relic.cli import main
+from relic.ops.retention import Compressed, Full
+from relic.verbs.export import median_d_bar
+from relic.world import World
+from tests.bundles import CLIP, SHORT, write_files
+from tests.data.recordings import clip_sample, latents_sample, write_dataset
+
+
+def export(student, vae, out, *options):
+    main(["export", student, "--vae", vae, "--out", str(out), *options])
+
+
+def test_a_students_files_become_a_world(tmp_path, capsys):
+    student, vae = write_files(tmp_path / "runs")
+    export(student, vae, tmp_path / "bundle", "--d_bar", "0.125")
+    world = World.load(tmp_path / "bundle")
+    assert world.d_bar == 0.125 and world.config.policy == SHORT and not world.endless
+    said = capsys.readouterr().out
+    assert "32x48, 16 fps, blocks of 2 latents" in said and "horizon    41 frames" in said
+    assert "d_bar      0.125 scene units a frame" in said
+
+
+def test_the_unit_of_motion_is_the_median_over_recordings_that_translate(tmp_path):
+    root = write_dataset(tmp_path / "data", [(f"walk{i}", clip_sample(97, seed=i)) for i in range(3)])
+    from relic.data.index import Index
+
+    steps = sorted(row.d_bar for row in Index.read(root).rows)
+    assert steps[0] < steps[1] < steps[2]
+    assert median_d_bar(str(root), fps=16) == steps[1]
+    assert median_d_bar(str(root), fps=8) == 2 * steps[1], "at half the rate a frame is a step twice as long"
+    student, vae = write_files(tmp_path / "runs")
+    export(student, vae, tmp_path / "bundle", "--data", str(root))
+    assert yaml.safe_load((tmp_path / "bundle" / "world.yaml").read_text())["d_bar"] == steps[1]
+
+
+def test_windows_of_one_recording_count_once(tmp_path):
+    root = write_dataset(tmp_path, [(f"window{i}", latents_sample(seed=i)) for i in range(5)])
+    assert median_d_bar(str(root), fps=16) == 0.1
+
+
+def test_a_bounded_memory_is_asked_for_at_export(tmp_path, capsys):
+    student, vae = write_files(tmp_path / "runs")
+    export(student, vae, tmp_path / "bundle", "--d_bar", "1", "--max_latents", "7")
+    world = World.load(tmp_path / "bundle")
+    assert world.endless and world.config.policy == Compressed(window=4, schedule=(1, 2), max_latents=7)
+    assert "streams are endless" in capsys.readouterr().out
+
+
+def test_what_cannot_be_exported_is_named(tmp_path):
+    student, vae = write_files(tmp_path / "runs")
+    out = tmp_path / "bundle"
+    with pytest.raises(SystemExit, match=r"relic export: give either --data, the training set, or --d_bar"):
+        export(student, vae, out)
+    with pytest.raises(SystemExit, match="give either --data"):
+        export(student, vae, out, "--d_bar", "1", "--data", "somewhere")
+    with pytest.raises(SystemExit, match="holds a tiny_vae, but a student is needed"):
+        export(vae, vae, out, "--d_bar", "1")
+    with pytest.raises(SystemExit, match="No weights at"):
+        export(student, str(tmp_path / "none.safetensors"), out, "--d_bar", "1")
+    with pytest.raises(SystemExit, match="max_latents=5 must leave a latent of each factor"):
+        export(student, vae, out, "--d_bar", "1", "--max_latents", "5")
+    with pytest.raises(SystemExit, match=r"max_latents=12 goes beyond the 11 latents .* use at most 11"):
+        export(student, vae, out, "--d_bar", "1", "--max_latents", "12")
+    full, vae = write_files(tmp_path / "full", Full())
+    with pytest.raises(SystemExit, match=r"max_latents=9 bounds a compressed memory; this student's is Full"):
+        export(full, vae, out, "--d_bar", "1", "--max_latents", "9")
+    with pytest.raises(SystemExit, match=r"d_bar=-1\.0 must be positive"):
+        export(student, vae, out, "--d_bar", "-1")
+    assert not out.exists()
+
+
+def test_a_data_set_without_motion_has_no_unit(tmp_path):
+    root = write_dataset(tmp_path, [("still", {**latents_sample(), **stand_still()})])
+    with pytest.raises(ValueError, match=r"no valid recording that translates, so no d_bar; give --d_bar"):
+        median_d_bar(str(root), fps=CLIP.fps)
+
+
+def stand_still() -> dict[str, bytes]:
+    import numpy as np
+
+    from relic.data.schema import ACTIONS, dump_array
+
+    return {ACTIONS: dump_array(np.zeros((33, 13), np.float32))}
