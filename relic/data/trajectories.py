@@ -145,8 +145,8 @@ def _spread(rows: Sequence[Row], settings: PairsSettings) -> list[Row]:
         scenes[row.scene].append(row)
     if settings.windows < len(scenes):
         raise ValueError(
-            f"windows={settings.windows} would leave out some of the {len(scenes)} scenes, perhaps those held "
-            f"out for validation; take at least {len(scenes)}."
+            f"windows={settings.windows} would leave out some of the {len(scenes)} scenes, perhaps those "
+            f"held out for validation; take at least {len(scenes)}."
         )
     turns = itertools.zip_longest(*(scenes[scene] for scene in sorted(scenes)))
     in_turn = [row for turn in turns for row in turn if row is not None]
