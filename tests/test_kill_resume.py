@@ -51,8 +51,8 @@ def losses(root: Path) -> dict[int, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_and_resumed_fit_has_the_same_losses_and_weights(tmp_path, workers):
-    seed = random.SystemRandom().randrange(10_000)
-    print(f"seed {seed}")
+    seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10_000)))
+    print(f"KILL_SEED={seed}")
     moments = random.Random(seed)
     samples = [(f"s{i:03d}", latents_sample(33, seed=i, scene=f"room{i % 4}", size=64)) for i in range(24)]
     write_dataset(tmp_path / "latents", samples)
@@ -67,6 +67,7 @@ def test_a_killed_and_resumed_fit_has_the_same_losses_and_weights(tmp_path, work
         resume = (root / "checkpoints" / "last.ckpt").exists()
         return [*words, "--ckpt_path", "last"] if resume else words
 
+    landed = 0
     subprocess.run(command("straight", 0), check=True, env=env, capture_output=True)
     for _ in range(KILLS):
         with subprocess.Popen(
@@ -80,9 +81,14 @@ def test_a_killed_and_resumed_fit_has_the_same_losses_and_weights(tmp_path, work
             time.sleep(moments.uniform(0.5, 3.0))
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+                landed += process.wait() == -signal.SIGKILL
+    assert landed, "every run ended before it was killed"
     subprocess.run(command("killed", workers), check=True, env=env, capture_output=True)
     straight, killed = losses(tmp_path / "straight"), losses(tmp_path / "killed")
-    assert len(straight) == 200 and straight == killed
+    assert len(straight) == 200 and killed == {step: straight[step] for step in killed}
+    assert (
+        len(straight) - len(killed) <= KILLS
+    )  # the line being written goes with the process, its step doesn't
     weights = [(tmp_path / name / "teacher.safetensors").read_bytes() for name in ("straight", "killed")]
     assert weights[0] == weights[1]
 
@@ -94,22 +100,24 @@ def shards(root: Path) -> dict[str, str]:
 
 def run_with_kills(words: list[str], out: Path, moments: random.Random, *, seconds: float) -> None:
     """Run a command that would take `seconds`, kill it three times on the way, and let it finish."""
+    landed = 0
     command = [sys.executable, "-m", "relic.cli", *words, "--out", str(out)]
     for _ in range(KILLS):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.3, 0.95) * seconds)
+        time.sleep(moments.uniform(0.2, 0.7) * seconds)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        landed += process.wait() == -signal.SIGKILL
         done = len(list((out / "shards").glob("*.tar"))) if out.exists() else 0
         print(f"killed with {done} shards whole")
+    assert landed, "every run ended before it was killed"
     subprocess.run(command, check=True)
 
 
 @pytest.mark.slow
 def test_rendering_and_encoding_killed_at_random_moments_leave_the_same_shards(tmp_path):
-    seed = random.SystemRandom().randrange(10_000)
-    print(f"seed {seed}")
+    seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10_000)))
+    print(f"KILL_SEED={seed}")
     moments = random.Random(seed)
     render = ["render", "--scenes", "6", "--minutes", "2.4", "--size", "64", "96", "--backend", "software"]
     TinyVAE(TinyVAEConfig.tiny()).save(tmp_path / "vae.safetensors")

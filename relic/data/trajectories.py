@@ -94,7 +94,7 @@ def plan_pairs(index: Index, settings: PairsSettings, *, clip: ClipSpec) -> list
     """Lay out what is solved, by horizon.
 
     A horizon is solved from windows of its length, or, if there are none, from the beginning of the next
-    longer ones. No scene is left out: scenes held out from a dataset are chosen among all of its scenes.
+    longer ones. No scene is left out, so that those held out for validation have solutions too.
 
     Args:
         index: Of a dataset of latents.
@@ -145,8 +145,8 @@ def _spread(rows: Sequence[Row], settings: PairsSettings) -> list[Row]:
         scenes[row.scene].append(row)
     if settings.windows < len(scenes):
         raise ValueError(
-            f"windows={settings.windows} would leave out some of the {len(scenes)} scenes, and other scenes "
-            f"would then be held out than from the latents; take at least {len(scenes)}."
+            f"windows={settings.windows} would leave out some of the {len(scenes)} scenes, perhaps those "
+            f"held out for validation; take at least {len(scenes)}."
         )
     turns = itertools.zip_longest(*(scenes[scene] for scene in sorted(scenes)))
     in_turn = [row for turn in turns for row in turn if row is not None]

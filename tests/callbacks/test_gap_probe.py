@@ -235,14 +235,16 @@ import sys
 from pathlib import Path
 from lightning import Trainer
 from relic.data import WorldDataModule
+from relic.parallel.strategy import ShardedStrategy
 from tests.callbacks.test_gap_probe import CLIP, probe, teacher
 
-devices, worlds, out = int(sys.argv[1]), sys.argv[2:4], Path(sys.argv[4])
+devices, strategy, worlds, out = int(sys.argv[1]), sys.argv[2], sys.argv[3:5], Path(sys.argv[5])
 callback = probe(worlds)
 trainer = Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=2, logger=False,
-    enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False, callbacks=callback,
-    use_distributed_sampler=False, default_root_dir=out, num_sanity_val_steps=0,
+    accelerator="cpu", devices=devices, strategy=ShardedStrategy() if strategy == "sharded" else strategy,
+    max_steps=2, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+    enable_model_summary=False, callbacks=callback, use_distributed_sampler=False, default_root_dir=out,
+    num_sanity_val_steps=0,
 )
 data = WorldDataModule(
     root=worlds[1], clip=CLIP, content="latents", global_batch=2, workers=0, words=6, batches_per_epoch=2,
@@ -254,13 +256,14 @@ trainer.fit(teacher(), data)
 
 
 @pytest.mark.slow
-def test_two_ranks_measure_what_one_does(worlds, tmp_path):
-
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_two_ranks_measure_what_one_does(worlds, tmp_path, strategy):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     script = tmp_path / "ddp.py"
     script.write_text(DDP_SCRIPT)
     for devices in (1, 2):
-        command = [sys.executable, str(script), str(devices), *map(str, worlds), str(tmp_path)]
+        chosen = strategy if devices > 1 else "auto"
+        command = [sys.executable, str(script), str(devices), chosen, *map(str, worlds), str(tmp_path)]
         subprocess.run(command, check=True, env=env, timeout=240)
     one, first, second = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
@@ -268,3 +271,9 @@ def test_two_ranks_measure_what_one_does(worlds, tmp_path):
     assert first == second and len(one) == len(first) == 2
     for alone, shared in zip(one, first, strict=True):
         assert alone == pytest.approx(shared, rel=1e-4, abs=1e-5)
+
+
+def test_too_few_windows_to_exchange_actions_are_refused(worlds, tmp_path):
+    """Windows that are drawn twice would meet their own actions, and the gain look like 0."""
+    with pytest.raises(ValueError, match=r"would get their own actions back.*lower num_clips"):
+        fit(tmp_path, worlds, teacher(), probe(worlds, num_clips=64))

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -105,3 +110,36 @@ def test_predicted_videos_are_written_under_their_keys(tmp_path):
     names = sorted(path.name for path in (tmp_path / "predictions").iterdir())
     assert names == sorted(f"{key:019d}.mp4" for key in keys.key.tolist())
     assert decode_video((tmp_path / "predictions" / names[0]).read_bytes()).shape == (5, 16, 16, 3)
+
+
+SCRIPT = """
+import sys
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from relic.callbacks import SampleVideo
+from tests.callbacks.test_sample_video import Foreign
+
+root, clips = sys.argv[1:]
+callback = SampleVideo(clips, 17, split="train", num_clips=3, validation_scenes=0, evaluation_scenes=0)
+Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", logger=TensorBoardLogger(root, name="log"), max_steps=2,
+    callbacks=callback, default_root_dir=root, enable_progress_bar=False, enable_model_summary=False,
+    enable_checkpointing=False, num_sanity_val_steps=0,
+).fit(Foreign())
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_show_all_clips_once(tmp_path, dataset):
+    (tmp_path / "fit.py").write_text(SCRIPT)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "fit.py"), str(tmp_path), str(dataset)]
+    subprocess.run(command, check=True, env=env, timeout=240)
+    names = [f"clip-{i}" for i in range(3)]
+    assert sorted(path.stem for path in (tmp_path / "samples").rglob("*.mp4")) == names
+    shown = []
+    for folder in (tmp_path / "log").iterdir():
+        events = EventAccumulator(str(folder), size_guidance={"images": 0})
+        events.Reload()
+        shown += events.Tags()["images"]
+    assert sorted(shown) == [f"sample/{name}" for name in names]
