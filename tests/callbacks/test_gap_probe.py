@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from relic.callbacks import GapProbe, HeldOut
 from relic.data import WorldDataModule
+from relic.data.schema import ACTIONS, dump_array, load_array
 from relic.modules import TeacherExtension
 from relic.nn.checkpoints import WeightsSource
 from relic.types import ClipSpec
@@ -274,6 +276,12 @@ def test_two_ranks_measure_what_one_does(worlds, tmp_path, strategy):
 
 
 def test_too_few_windows_to_exchange_actions_are_refused(worlds, tmp_path):
-    """Windows that are drawn twice would meet their own actions, and the gain look like 0."""
+    """Windows drawn twice are neighbours in speed, meet their own actions, and the gain would look like 0."""
+    samples = []
+    for i in range(4):
+        sample = latents_sample(CLIP.max_frames, seed=i, scene=f"room{i}", size=CLIP.height)
+        actions = load_array(sample[ACTIONS], key="actions") * np.float32(1 + i)
+        samples.append((f"s{i}", sample | {ACTIONS: dump_array(actions)}))
+    few = write_dataset(tmp_path / "few", samples)
     with pytest.raises(ValueError, match=r"would get their own actions back.*lower num_clips"):
-        fit(tmp_path, worlds, teacher(), probe(worlds, num_clips=64))
+        fit(tmp_path, worlds, teacher(), probe((worlds[0], few), num_clips=8))
