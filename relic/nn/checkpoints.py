@@ -134,15 +134,15 @@ def check_source(source: WeightsSource, *, kind: str) -> None:
 
 
 class _Opened(NamedTuple):
-    """Weights not yet read: file, tensors, and what no shape tells (None where the file doesn't either).
+    """Weights not yet read: file, tensors, and what no shape tells, as far as the file does.
 
-    alone: whether the tensors are those of the DiT alone, as in public files.
+    stated: by the names of `DiTConfig`. alone: whether the tensors are those of the DiT alone, as in public
+        files.
     """
 
     path: Path
     tensors: Tensors
-    rope_factor: float | None
-    heads: int | None
+    stated: Mapping[str, Any]
     alone: bool
 
 
@@ -151,10 +151,10 @@ def _open(source: WeightsSource, *, kind: str) -> _Opened:
     tensors = open_tensors(path, member=source.member)
     header = own_header(path, tensors, kind=kind)
     if header is not None:
-        dit = header["config"].get("dit", {})
-        return _Opened(path, tensors, dit.get("rope_factor"), dit.get("heads"), alone=False)
+        return _Opened(path, tensors, header["config"].get("dit", {}), alone=False)
     checkpoint = recognised(path, tensors)
-    return _Opened(path, checkpoint.tensors, 1.0, checkpoint.heads, alone=True)
+    heads = {} if checkpoint.heads is None else {"heads": checkpoint.heads}
+    return _Opened(path, checkpoint.tensors, {"rope_factor": 1.0, **heads}, alone=True)
 
 
 def load_weights(
@@ -260,12 +260,15 @@ def _check_meaning(module: nn.Module, opened: _Opened, source: WeightsSource) ->
     own = getattr(getattr(module, "dit", module), "config", None)
     if not isinstance(own, DiTConfig):
         return
-    path, heads, factor = opened.path, opened.heads, opened.rope_factor
-    if heads is not None and heads != own.heads:
-        raise ValueError(
-            f"{path} was trained with {heads} heads, this network has {own.heads}; set net.heads to {heads}."
-        )
-    if factor is not None and factor != own.rope_factor and source.rope_factor == "match":
+    path, stated = opened.path, opened.stated
+    for name in ("heads", "text_length", "eps"):
+        if name in stated and stated[name] != getattr(own, name):
+            raise ValueError(
+                f"{path} was trained with {name}={stated[name]}, this network has {getattr(own, name)}; set "
+                f"net.{name} to {stated[name]}."
+            )
+    factor = stated.get("rope_factor", own.rope_factor)
+    if factor != own.rope_factor and source.rope_factor == "match":
         raise ValueError(
             f"{path} was trained at rope_factor={factor}, this network has {own.rope_factor}: "
             "positions mean something else to it. Set init.rope_factor: restate to take the weights over "

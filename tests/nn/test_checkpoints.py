@@ -22,7 +22,7 @@ from relic.nn.checkpoints import (
     save_weights,
 )
 from relic.nn.denoiser import Denoiser
-from relic.nn.dit import DiT
+from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import TensorsInMemory
 from relic.nn.wan_layout import write_public
 from tests.worlds import NANO, NANO_WORDS
@@ -297,10 +297,10 @@ def test_weights_of_another_size_are_called_by_name(tmp_path):
 def test_another_number_of_heads_is_refused_though_shapes_agree(tmp_path):
     more = dataclasses.replace(PLAIN, heads=4)
     for layout in ("original", "diffusers"):
-        with pytest.raises(ValueError, match=r"trained with 2 heads, this network has 4; set net.heads to 2"):
+        with pytest.raises(ValueError, match=r"trained with heads=2, this network has 4; set net.heads to 2"):
             loaded(public(tmp_path / layout, plain(), layout=layout), more)
     source = written(tmp_path / "w.safetensors", Denoiser(PLAIN))
-    with pytest.raises(ValueError, match="trained with 2 heads"):
+    with pytest.raises(ValueError, match="trained with heads=2"):
         loaded(source.path, more)
 
 
@@ -419,3 +419,19 @@ def test_what_the_layouts_cannot_say_is_not_written(tmp_path):
     with pytest.raises(FileExistsError, match="a exists; give a new folder"):
         public(tmp_path / "a", plain())
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("changes", [{"text_length": 9}, {"eps": 1e-5}])
+def test_what_no_shape_tells_is_compared_by_name(changes, tmp_path):
+    config = DiTConfig(width=32, depth=1, heads=2, ffn=64, latent_channels=4, text_width=8, text_length=6)
+    save_weights(
+        tmp_path / "w.safetensors", Denoiser(config).state_dict(), kind="teacher",
+        config={"dit": dataclasses.asdict(config)},
+    )  # fmt: skip
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"set net.{name} to {getattr(config, name)}"):
+        load_weights(
+            Denoiser(dataclasses.replace(config, **changes)),
+            WeightsSource(path=str(tmp_path / "w.safetensors")),
+            kind="teacher",
+        )
