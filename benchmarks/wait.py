@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("latents")
     parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
     parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--workers", type=int, default=1)
@@ -40,7 +41,8 @@ def main() -> None:
         validation_scenes=0, evaluation_scenes=0,
     )  # fmt: skip
     compute = Compute(compile_blocks=args.compile)
-    module = TeacherExtension(net=DiTConfig.tiny(), clip=clip, words=WordTableConfig(), compute=compute)
+    net = DiTConfig.tiny(latent_channels=args.latent_channels)
+    module = TeacherExtension(net=net, clip=clip, words=WordTableConfig(), compute=compute)
     profiler = SimpleProfiler()
     gpu = torch.cuda.is_available()
     Trainer(
