@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relic.ops.randomness import derive_seed, keyed_generator, keyed_normal, keyed_uniform
+from relic.ops.randomness import clip_key, derive_seed, keyed_generator, keyed_normal, keyed_uniform
+from relic.types import Clip
 
 parts = st.one_of(st.integers(-(2**62), 2**62), st.text(max_size=12))
 keys = st.lists(parts, min_size=1, max_size=5).map(tuple)
@@ -87,3 +88,14 @@ def test_uniform_draws_fill_the_unit_interval_and_are_unrelated_between_neighbou
 def test_as_many_keys_as_samples_are_needed():
     with pytest.raises(ValueError, match="zip"):
         keyed_normal(FOUR, "noise", like=torch.empty(3, 2))
+
+
+def test_a_clip_is_generated_again_by_its_image_and_seed_wherever_it_goes_on_to():
+    draw = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (5, 8, 8, 3), generator=draw, dtype=torch.uint8)
+    path = torch.eye(4, dtype=torch.float64).expand(5, 4, 4)
+    clip = Clip(video=video, c2w=path, intrinsics_px=torch.ones(4), fps=16, d_bar=1.0)
+    elsewhere = clip._replace(c2w=path + torch.arange(5)[:, None, None], video=video[[0, 4, 3, 2, 1]])
+    assert clip_key(clip, seed=1) == clip_key(elsewhere, seed=1)
+    others = [clip_key(clip, seed=2), clip_key(clip._replace(video=video.flip(0)), seed=1)]
+    assert clip_key(clip, seed=1) not in others
