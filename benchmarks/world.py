@@ -1,0 +1,240 @@
+"""A small world from nothing, on one GPU: every stage as a `relic` command, each with its seconds.
+
+    render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
+    (5 s, then 20 s), the bundle
+
+Students of several seeds share one teacher and one set of pairs, and are fitted at the same time. Every stage is
+left out if its product is there, and a stopped one goes on, so the run can be cut into pieces of any length:
+`--until teacher_5s` ends after that stage. Weights lie beside each stage's logs; seconds are in seconds.json.
+
+    python benchmarks/world.py runs/world
+    python benchmarks/world.py runs/tried --device cpu --size 64 96 --scenes 6 --minutes 6 --steps 4 --windows 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from machine import describe_machine
+
+from relic.cli import find_config
+
+SECONDS = {
+    "autoencoder": 110,
+    "teacher_5s": 160,
+    "teacher_20s": 150,
+    "causal_init": 150,
+    "self_forcing_5s": 100,
+    "self_forcing_20s": 240,
+}
+NET = {"width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32}
+YARN = 81 / 21
+VALIDATION, EVALUATION = 2, 8  # scenes that nothing is fitted on
+
+
+class Chain:
+    """Runs stages in the folder `root`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.root = args, Path(args.out)
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "logs").mkdir(exist_ok=True)
+        self.vae = self.root / "autoencoder" / "tiny_vae.safetensors"
+        self.clips = self.root / "clips"
+
+    def run(self, name: str, product: Path | Sequence[Path], commands: Sequence[Sequence[object]]) -> None:
+        """Run the commands of a stage at the same time, unless its products are there."""
+        products = [product] if isinstance(product, Path) else product
+        if all(path.exists() for path in products):
+            print(f"{name}: there already", flush=True)
+        else:
+            start = time.monotonic()
+            print(f"{name} ...", flush=True)
+            logs = [self.root / "logs" / f"{name}_{number}.log" for number in range(len(commands))]
+            running = []
+            for log, command in zip(logs, commands, strict=True):
+                words = [str(word) for word in command]
+                with log.open("a") as out:
+                    out.write(f"$ relic {shlex.join(words)}\n")
+                    out.flush()
+                    start_command = [sys.executable, "-m", "relic.cli", *words]
+                    running.append(subprocess.Popen(start_command, stdout=out, stderr=subprocess.STDOUT))
+            for log, process in zip(logs, running, strict=True):
+                if process.wait():
+                    sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
+            self.note(name, time.monotonic() - start)
+        if name == self.args.until:
+            sys.exit(0)
+
+    def note(self, name: str, seconds: float) -> None:
+        """Add the seconds of a stage to those of the other pieces of the run."""
+        path = self.root / "seconds.json"
+        known = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine()}
+        known[name] = known.get(name, 0) + round(seconds, 1)
+        path.write_text(json.dumps(known, indent=1))
+        print(f"{name}: {seconds:.0f} s", flush=True)
+
+    def fit(self, stage: str, folder: Path, data: Path, settings: dict[str, Any]) -> list[object]:
+        """Return the command that fits a stage in a folder, with a config of what differs from the shipped one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kind = stage.removesuffix("_5s").removesuffix("_20s")
+        name = "small" if kind == "autoencoder" else "tiny"
+        words: list[object] = ["fit", "--config", find_config(f"configs/{kind}/{name}.yaml")]
+        if stage != kind:
+            horizon = stage.removeprefix(f"{kind}_")
+            words += ["--config", find_config(f"configs/{kind}/horizon/{horizon}.yaml")]
+        words += ["--config", find_config(f"configs/trainer/{self.args.device}.yaml")]
+        clip = {"height": self.args.size[0], "width": self.args.size[1]}
+        if self.args.frames and kind != "autoencoder":
+            short, long = self.args.frames
+            clip["horizons"] = [short, long] if kind == "causal_init" else [long if "20s" in stage else short]
+        minutes, seconds = divmod(self.args.seconds[stage], 60)
+        known = {
+            "data": {
+                "root": str(data), "clip": clip, "validation_scenes": self.args.held[0],
+                "evaluation_scenes": self.args.held[1], "validation_windows": 4, "workers": self.args.workers,
+            },
+            "trainer": {
+                "default_root_dir": str(folder), "max_time": f"00:00:{minutes:02d}:{seconds:02d}",
+                "enable_progress_bar": False, "max_steps": self.args.steps or -1,
+            },
+            "checkpoint": {"every_n_train_steps": 500},
+        }  # fmt: skip
+        config = folder / "settings.yaml"
+        config.write_text(yaml.safe_dump(merged(known, settings)))
+        words += ["--config", config]
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            words += ["--ckpt_path", "last"]
+        return words
+
+    # -- stages ----------------------------------------------------------------------------------------------
+
+    def data(self) -> None:
+        a = self.args
+        render = ["render", "--out", self.clips, "--scenes", a.scenes, "--minutes", a.minutes, "--size", *a.size]
+        self.run("render", self.clips / "index.parquet", [[*render, "--seed", a.seed, "--workers", a.processes]])
+        fit = self.fit("autoencoder", self.vae.parent, self.clips, {})
+        self.run("autoencoder", self.vae, [fit])
+        commands, products = [], []
+        for name, frames, stride in zip(("5s", "20s"), self.horizons, a.strides, strict=True):
+            out = self.root / f"latents_{name}"
+            commands.append(
+                ["encode", self.clips, "--out", out, "--vae", self.vae, "--horizon", frames,
+                 "--stride_seconds", stride, "--workers", max(1, a.processes // 2)]
+            )  # fmt: skip
+            products.append(out / "index.parquet")
+        self.run("encode", products, commands)
+
+    @property
+    def horizons(self) -> Sequence[int]:
+        return self.args.frames or (81, 321)
+
+    def teachers(self) -> None:
+        for name, before in (("5s", None), ("20s", "5s")):
+            settings: dict[str, Any] = {"net": {**NET, "control": {"width": 64}}, "vae": str(self.vae)}
+            if before:
+                settings["net"]["rope_factor"] = YARN
+                settings["init"] = {"path": self.file(f"teacher_{before}", "teacher"), "rope_factor": "restate"}
+            settings["compute"] = {"compile_blocks": self.args.device == "gpu"}
+            stage = f"teacher_{name}"
+            given = {"model": {"init_args": settings}, "data": {"global_batch": self.args.batch[name]}}
+            folder = self.root / stage
+            command = self.fit(stage, folder, self.root / f"latents_{name}", given)
+            self.run(stage, folder / "teacher.safetensors", [command])
+
+    def file(self, stage: str, kind: str, *, seed: int | None = None) -> str:
+        """Return where a stage, of a seed, puts its weights."""
+        folder = stage if seed is None else f"{stage}_seed{seed}"
+        return str(self.root / folder / f"{kind}.safetensors")
+
+    def pairs(self) -> None:
+        out = self.root / "pairs"
+        words = ["ode-pairs", self.file("teacher_20s", "teacher"), "--latents", self.root / "latents_20s"]
+        words += ["--out", out, "--horizon", *self.horizons, "--windows", self.args.windows, "--batch", 16]
+        parts = 2 if self.args.device == "gpu" else 1
+        self.run("pairs", out / "index.parquet", [[*words, "--part", part, parts] for part in range(parts)])
+
+    def students(self) -> None:
+        seeds, net = range(self.args.seeds), {**NET, "control": {"width": 64}, "rope_factor": YARN}
+        jobs = {"causal_init": "teacher_20s", "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s"}
+        for stage, before in jobs.items():
+            commands = []
+            for seed in seeds:
+                start = self.file(before, "teacher") if before == "teacher_20s" else self.file(before, "student", seed=seed)
+                settings: dict[str, Any] = {
+                    "net": net, "vae": str(self.vae), "seed": seed, "init": {"path": start},
+                }  # fmt: skip
+                if stage != "causal_init":
+                    horizon = stage.removeprefix("self_forcing_")
+                    settings |= self.args.forcing
+                    settings["teacher"] = {"path": self.file(f"teacher_{horizon}", "teacher")}
+                    settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
+                    data = self.root / f"latents_{horizon}"
+                else:
+                    data = self.root / "pairs"
+                given = {
+                    "model": {"init_args": settings},
+                    "data": {"seed": seed, "global_batch": self.args.batch[stage]},
+                }
+                commands.append(self.fit(stage, Path(self.file(stage, "student", seed=seed)).parent, data, given))
+            self.run(stage, [Path(self.file(stage, "student", seed=seed)) for seed in seeds], commands)
+
+    def bundle(self) -> None:
+        student = self.file("self_forcing_20s", "student", seed=0)
+        words = ["export", student, "--vae", self.vae, "--data", self.clips, "--out", self.root / "world"]
+        self.run("bundle", self.root / "world" / "world.yaml", [words])
+
+
+def merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings with nested changes."""
+    both = dict(known)
+    for name, value in changes.items():
+        deeper = isinstance(value, dict) and isinstance(known.get(name), dict)
+        both[name] = merged(known[name], value) if deeper else value
+    return both
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", help="folder for everything")
+    parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
+    parser.add_argument("--scenes", type=int, default=80)
+    parser.add_argument("--minutes", type=float, default=360.0, help="of video, over all scenes")
+    parser.add_argument("--held", type=int, nargs=2, default=[VALIDATION, EVALUATION], help="scenes held out")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
+    parser.add_argument("--seeds", type=int, default=3, help="students")
+    parser.add_argument("--windows", type=int, default=1024, help="ODE pairs of each horizon")
+    parser.add_argument("--strides", type=float, nargs=2, default=[5.0, 8.0], help="seconds between windows")
+    parser.add_argument("--frames", type=int, nargs=2, help="other horizons than 81 and 321 frames")
+    parser.add_argument("--steps", type=int, help="most steps of every fit")
+    parser.add_argument("--seconds", type=json.loads, default={}, help=f"of each fit, JSON; else {SECONDS}")
+    parser.add_argument("--batch", type=json.loads, default={}, help="of each stage, JSON")
+    parser.add_argument("--forcing", type=json.loads, default={}, help="settings of self-forcing, JSON")
+    parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
+    parser.add_argument("--processes", type=int, default=16, help="that render and decode")
+    parser.add_argument("--workers", type=int, default=4, help="reading processes of each fit")
+    parser.add_argument("--until", help="the last stage to run")
+    args = parser.parse_args()
+    args.seconds = {**SECONDS, **args.seconds}
+    args.batch = {
+        "5s": 32, "20s": 12, "causal_init": 16, "self_forcing_5s": 32, "self_forcing_20s": 12, **args.batch,
+    }  # fmt: skip
+    print(describe_machine(), flush=True)
+    chain = Chain(args)
+    for stages in (chain.data, chain.teachers, chain.pairs, chain.students, chain.bundle):
+        stages()
+
+
+if __name__ == "__main__":
+    main()
