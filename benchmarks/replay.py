@@ -177,7 +177,9 @@ class Bench:
         flow_matching_loss(self.velocity(self.critic), target, weight=weight).mean().backward()
 
 
-def measure(config: StudentConfig, *, keep: str, device: torch.device, one_graph: bool) -> None:
+def measure(
+    config: StudentConfig, *, keep: str, device: torch.device, one_graph: bool, student_only: bool
+) -> None:
     """Print a line of figures for a horizon."""
     bench = Bench(config, keep=keep, device=device)
     rolled, scored, replayed, whole, critic = (Cost() for _ in range(5))
@@ -186,9 +188,10 @@ def measure(config: StudentConfig, *, keep: str, device: torch.device, one_graph
         bench.traces()  # kernels are chosen
         with measured(bench.student, rolled):
             traces = bench.traces()
-        with measured(bench.critic, scored), torch.no_grad():
-            for _ in range(3):  # critic, and teacher with and without the prompt
-                bench.velocity(bench.critic)
+        if not student_only:
+            with measured(bench.critic, scored), torch.no_grad():
+                for _ in range(3):  # critic, and teacher with and without the prompt
+                    bench.velocity(bench.critic)
         rollout = bench.rollout()
         with measured(bench.student, replayed):
             bench.replay(rollout, traces)
@@ -198,17 +201,20 @@ def measure(config: StudentConfig, *, keep: str, device: torch.device, one_graph
             with measured(bench.student, whole):
                 bench.one_graph(rollout, traces)
         del rollout
-        with measured(bench.critic, critic):
-            bench.fit_critic()
+        if not student_only:
+            with measured(bench.critic, critic):
+                bench.fit_critic()
     ratio = ""
     if None not in (rolled.seconds, replayed.seconds, whole.seconds):
         ours = rolled.seconds + replayed.seconds  # type: ignore[operator]
         theirs = rolled.seconds * (steps - 1) / (steps + 1) + whole.seconds  # type: ignore[operator]
         ratio = f"{ours / theirs:.2f}"
     graph = str(whole) if one_graph else "           not run"
+    scores = "   left out" if student_only else f"{scored.seconds or 0:7.2f} s"
+    last = "            left out" if student_only else str(critic)
     print(
         f"{bench.plan.num_latents:>7} | {memory / GIB:12.3f} GiB | {rolled.seconds or 0:7.2f} s | "
-        f"{scored.seconds or 0:7.2f} s | {replayed} | {graph} | {ratio:>5} | {critic}",
+        f"{scores} | {replayed} | {graph} | {ratio:>5} | {last}",
         flush=True,
     )
 
@@ -226,6 +232,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="all")
     parser.add_argument("--no_graph", action="store_true", help="leave the one graph out")
+    parser.add_argument("--student_only", action="store_true", help="leave scores and critic out")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and args.keep != "all":
@@ -247,7 +254,9 @@ def main() -> None:
             net=NETS[args.net](rope_factor=max(1.0, latents / 21)), words=None, clip=clip,
             policy=POLICIES[args.policy](args.window), sampler=FewSteps(steps=args.steps),  # type: ignore[arg-type]
         )  # fmt: skip
-        measure(config, keep=args.keep, device=device, one_graph=not args.no_graph)
+        measure(
+            config, keep=args.keep, device=device, one_graph=not args.no_graph, student_only=args.student_only
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 The real thing: `SelfForcing` under a Lightning Trainer with student, moving average, critic, teacher and two
 AdamW, bf16 autocast over float32 master weights; weights, images and prompts are random. One graph is what
-replay stands in for: the last denoising step of all blocks with the keys and values that each saw, kept for one
-backward pass.
+replay stands in for: the last denoising step of all blocks, with the keys and values that each saw, kept for
+one backward pass.
 
     python benchmarks/self_forcing.py --net 1b --size 480 832 --frames 81 321 --keep inputs
     python benchmarks/self_forcing.py --net tiny --size 128 256 --frames 81 321 --batch 16
@@ -109,8 +109,8 @@ def measure(kind: type[RandomWeights], args: argparse.Namespace, frames: int) ->
             compute=compute, score_compute=compute, critic_ratio=1, critic_only_steps=0,
         )  # fmt: skip
         trainer = Trainer(
-            max_steps=2 * args.rounds, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-            precision="bf16-mixed" if torch.cuda.is_available() else "32-true", enable_model_summary=False,
+            max_steps=2 * args.rounds, accelerator="auto", devices=1, logger=False,
+            enable_checkpointing=False, precision="bf16-mixed" if torch.cuda.is_available() else "32-true", enable_model_summary=False,
             enable_progress_bar=False, use_distributed_sampler=False, limit_val_batches=0,
             callbacks=[watch], default_root_dir=tempfile.mkdtemp(),
         )  # fmt: skip
@@ -141,7 +141,9 @@ def main() -> None:
     print(f"{args.net} at {args.size[0]}x{args.size[1]}, batch {args.batch}, {args.keep} kept", flush=True)
     for frames in args.frames:
         ours = measure(RandomWeights, args, frames)
-        print(f"{latents_of(frames):>3} latents  student {ours['student']}  critic {ours['critic']}", flush=True)
+        print(
+            f"{latents_of(frames):>3} latents  student {ours['student']}  critic {ours['critic']}", flush=True
+        )
         if not args.no_graph:
             whole = measure(OneGraph, args, frames)
             print(f"{latents_of(frames):>3} latents  student, one graph: {whole['student']}", flush=True)

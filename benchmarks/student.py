@@ -3,8 +3,8 @@
 Every clip starts from one true frame and follows the true actions. Rows, each the mean over clips and, for
 students, over seeds with the spread of the seeds: self-forced students, the same before self-forcing, their
 teacher with as few steps and with its own, the first frame repeated, and truth through the autoencoder.
-Frame 0 is given and left out. Colour drift is the distance of mean colours of the last second from truth's, in
-grey levels, mean over channels; sharpness is 1 if as sharp as truth.
+Frame 0 is given and left out. Colour drift is the distance of mean colours of the last second from truth's,
+in grey levels, mean over channels; sharpness is 1 if as sharp as truth.
 
     python benchmarks/student.py runs/world --clips 16 --lpips alexnet.pth
 """
@@ -73,9 +73,11 @@ def roll_out(path: str, clips: Sequence[Clip], *, vae: TinyVAE, device: torch.de
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with torch.autocast(device.type, dtype, enabled=device.type == "cuda"):
         noise = KeyedNoise(tuple(clip_key(clip, seed=0) for clip in clips), ("generate",))
-        memory = Memory(config.plan(), dtype=dtype, device=device)
+        memory = Memory(config.plan(), batch=len(clips), dtype=dtype, device=device)
         rollout = Rollout(net, memory, noise=noise, sampler=config.sampler)
-        actions = torch.stack([encode_actions(clip.c2w, d_bar=clip.d_bar) for clip in clips]).float().to(device)
+        actions = (
+            torch.stack([encode_actions(clip.c2w, d_bar=clip.d_bar) for clip in clips]).float().to(device)
+        )
         captions = [clip.captions[0] if clip.captions else "" for clip in clips]
         text = torch.stack([word_ids(each, length=config.net.text_length) for each in captions]).to(device)
         first = torch.stack([clip.video[:1] for clip in clips]).movedim(-1, 2).to(device)
@@ -105,7 +107,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--held", type=int, nargs=2, default=[2, 8], help="as in benchmarks/world.py")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lpips", help="weights of AlexNet's convolutions; by default those in torch's cache")
+    parser.add_argument(
+        "--lpips", help="weights of AlexNet's convolutions; by default those in torch's cache"
+    )
     parser.add_argument("--out", help="folder of scores.json and pictures; by default in the world's")
     args = parser.parse_args()
     root, device = Path(args.world), torch.device("cuda" if torch.cuda.is_available() else "cpu")

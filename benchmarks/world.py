@@ -3,12 +3,13 @@
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
     (5 s, then 20 s), the bundle
 
-Students of several seeds share one teacher and one set of pairs, and are fitted at the same time. Every stage is
-left out if its product is there, and a stopped one goes on, so the run can be cut into pieces of any length:
-`--until teacher_5s` ends after that stage. Weights lie beside each stage's logs; seconds are in seconds.json.
+Students of several seeds share one teacher and one set of pairs, and are fitted at the same time. A stage is left
+out if its product is there, and a stopped one goes on, so the run can be cut into pieces: `--until teacher_5s`
+ends after that stage. Weights lie beside the logs of each stage; seconds are in seconds.json.
 
     python benchmarks/world.py runs/world
-    python benchmarks/world.py runs/tried --device cpu --size 64 96 --scenes 6 --minutes 6 --steps 4 --windows 8
+    python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 --scenes 12 --minutes 12 \
+        --steps 4 --windows 12
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Chain:
         print(f"{name}: {seconds:.0f} s", flush=True)
 
     def fit(self, stage: str, folder: Path, data: Path, settings: dict[str, Any]) -> list[object]:
-        """Return the command that fits a stage in a folder, with a config of what differs from the shipped one."""
+        """Return the command that fits a stage; what differs from the shipped config is written beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         kind = stage.removesuffix("_5s").removesuffix("_20s")
         name = "small" if kind == "autoencoder" else "tiny"
@@ -105,7 +106,7 @@ class Chain:
             },
             "trainer": {
                 "default_root_dir": str(folder), "max_time": f"00:00:{minutes:02d}:{seconds:02d}",
-                "enable_progress_bar": False, "max_steps": self.args.steps or -1,
+                "enable_progress_bar": False, "log_every_n_steps": 10, "max_steps": self.args.steps or -1,
             },
             "checkpoint": {"every_n_train_steps": 500},
         }  # fmt: skip
@@ -120,9 +121,23 @@ class Chain:
 
     def data(self) -> None:
         a = self.args
-        render = ["render", "--out", self.clips, "--scenes", a.scenes, "--minutes", a.minutes, "--size", *a.size]
-        self.run("render", self.clips / "index.parquet", [[*render, "--seed", a.seed, "--workers", a.processes]])
-        fit = self.fit("autoencoder", self.vae.parent, self.clips, {})
+        render = [
+            "render",
+            "--out",
+            self.clips,
+            "--scenes",
+            a.scenes,
+            "--minutes",
+            a.minutes,
+            "--size",
+            *a.size,
+        ]
+        self.run(
+            "render", self.clips / "index.parquet", [[*render, "--seed", a.seed, "--workers", a.processes]]
+        )
+        fit = self.fit(
+            "autoencoder", self.vae.parent, self.clips, {"model": {"init_args": {"ema_decay": 0.995}}}
+        )
         self.run("autoencoder", self.vae, [fit])
         commands, products = [], []
         for name, frames, stride in zip(("5s", "20s"), self.horizons, a.strides, strict=True):
@@ -143,7 +158,10 @@ class Chain:
             settings: dict[str, Any] = {"net": {**NET, "control": {"width": 64}}, "vae": str(self.vae)}
             if before:
                 settings["net"]["rope_factor"] = YARN
-                settings["init"] = {"path": self.file(f"teacher_{before}", "teacher"), "rope_factor": "restate"}
+                settings["init"] = {
+                    "path": self.file(f"teacher_{before}", "teacher"),
+                    "rope_factor": "restate",
+                }
             settings["compute"] = {"compile_blocks": self.args.device == "gpu"}
             stage = f"teacher_{name}"
             given = {"model": {"init_args": settings}, "data": {"global_batch": self.args.batch[name]}}
@@ -165,11 +183,19 @@ class Chain:
 
     def students(self) -> None:
         seeds, net = range(self.args.seeds), {**NET, "control": {"width": 64}, "rope_factor": YARN}
-        jobs = {"causal_init": "teacher_20s", "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s"}
+        jobs = {
+            "causal_init": "teacher_20s",
+            "self_forcing_5s": "causal_init",
+            "self_forcing_20s": "self_forcing_5s",
+        }
         for stage, before in jobs.items():
             commands = []
             for seed in seeds:
-                start = self.file(before, "teacher") if before == "teacher_20s" else self.file(before, "student", seed=seed)
+                start = (
+                    self.file(before, "teacher")
+                    if before == "teacher_20s"
+                    else self.file(before, "student", seed=seed)
+                )
                 settings: dict[str, Any] = {
                     "net": net, "vae": str(self.vae), "seed": seed, "init": {"path": start},
                 }  # fmt: skip
@@ -185,7 +211,9 @@ class Chain:
                     "model": {"init_args": settings},
                     "data": {"seed": seed, "global_batch": self.args.batch[stage]},
                 }
-                commands.append(self.fit(stage, Path(self.file(stage, "student", seed=seed)).parent, data, given))
+                commands.append(
+                    self.fit(stage, Path(self.file(stage, "student", seed=seed)).parent, data, given)
+                )
             self.run(stage, [Path(self.file(stage, "student", seed=seed)) for seed in seeds], commands)
 
     def bundle(self) -> None:
