@@ -154,7 +154,7 @@ def find_revisits(
         far = _distance(poses[best], poses[frame])
         source = int(best[far <= far.min() + 1e-9][-1])
         rows.append((frame, source, source + int(shares[source:frame].argmin()), unseen))
-    now, seen, away, gap = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1)
+    now, seen, away, gap = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).T.contiguous()
     return RevisitPairs(now.long(), seen.long(), away.long(), gap)
 
 
