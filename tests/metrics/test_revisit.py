@@ -63,6 +63,15 @@ def test_walks_are_measured_in_steps_whatever_the_unit():
         assert (own.gap - other.gap).abs().max() <= 2 / 16  # a point on the very edge may fall to either side
 
 
+def test_like_views_from_elsewhere_may_have_a_wall_between_and_are_no_revisit():
+    c2w = path("pan_right*50 pan_left*50")
+    for step, apart, revisited in ((7.0, 8.0, True), (9.0, 8.0, False), (9.0, 10.0, True)):
+        c2w[51:, 1, 3] = step
+        rule = RevisitRule(covisibility=0.6, left_below=0.2, apart=apart)
+        pairs = find_revisits(c2w, intrinsics(), fps=16, size=SIZE, d_bar=1.0, rule=rule)
+        assert bool(len(pairs.now)) == revisited
+
+
 def test_with_a_true_prefix_only_what_it_saw_can_be_remembered():
     script = "pan_right*50 pan_left*50 pan_right*50 pan_left*50"
     pairs = found(script, prefix_frames=51)
@@ -144,7 +153,7 @@ def test_bad_estimates_are_refused_by_name():
     [
         ({"covisibility": 0.0}, "covisibility=0.0"), ({"covisibility": NAN}, "covisibility=nan"),
         ({"left_below": 0.9}, "left_below=0.9"), ({"gap_seconds": 0.0}, "gap_seconds=0.0"),
-        ({"slack": 0.25}, "slack=0.25"), ({"same_turn_deg": -1.0}, "same_turn_deg=-1.0"),
+        ({"apart": 0.0}, "apart=0.0"), ({"slack": 0.25}, "slack=0.25"), ({"same_turn_deg": -1.0}, "same_turn_deg=-1.0"),
     ],
 )  # fmt: skip
 def test_a_rule_checks_itself(settings, words):
@@ -153,4 +162,6 @@ def test_a_rule_checks_itself(settings, words):
 
 
 def test_a_rule_prints_all_its_numbers():
-    assert all(number in str(RevisitRule()) for number in ("0.8", "1 s", "0.3", "0.15", "0.25", "0.5°"))
+    assert all(
+        number in str(RevisitRule()) for number in ("0.8", "8 d̄", "1 s", "0.3", "0.15", "0.25", "0.5°")
+    )
