@@ -75,9 +75,9 @@ class RevisitRule:
 
     def __str__(self) -> str:
         return (
-            f"co-visibility ≥ {self.covisibility:g} from ≤ {self.apart:g} d̄ apart, out of sight "
-            f"≥ {self.gap_seconds:g} s, left below {self.left_below:g}; estimated cameras ± {self.slack:g}; near-identical poses within "
-            f"{self.same_position:g} d̄ and {self.same_turn_deg:g}°"
+            f"co-visibility ≥ {self.covisibility:g} from ≤ {self.apart:g} d̄ apart, out of sight ≥ "
+            f"{self.gap_seconds:g} s, left below {self.left_below:g}; estimated cameras ± {self.slack:g}; "
+            f"near-identical poses within {self.same_position:g} d̄ and {self.same_turn_deg:g}°"
         )
 
 
@@ -112,10 +112,10 @@ def find_revisits(
 ) -> RevisitPairs:
     """Find the frames of a path that show again what had left the view.
 
-    A frame `now` is a revisit if some frames before it saw at least `rule.covisibility` of its view from within
-    `rule.apart`, the view left since (`rule.left_below`), and was out of sight for `rule.gap_seconds`. Of the
-    frames before it left, `seen` is the most co-visible one; of equals, the one of the nearest pose, then the
-    latest.
+    A frame `now` is a revisit if some frames before it saw at least `rule.covisibility` of its view from
+    within `rule.apart`, the view left since (`rule.left_below`), and was out of sight for `rule.gap_seconds`.
+    Of the frames before it left, `seen` is the most co-visible one; of equals, the one of the nearest pose,
+    then the latest.
 
     Args:
         c2w: (f, 4, 4), scene units.

@@ -153,7 +153,8 @@ def test_bad_estimates_are_refused_by_name():
     [
         ({"covisibility": 0.0}, "covisibility=0.0"), ({"covisibility": NAN}, "covisibility=nan"),
         ({"left_below": 0.9}, "left_below=0.9"), ({"gap_seconds": 0.0}, "gap_seconds=0.0"),
-        ({"apart": 0.0}, "apart=0.0"), ({"slack": 0.25}, "slack=0.25"), ({"same_turn_deg": -1.0}, "same_turn_deg=-1.0"),
+        ({"apart": 0.0}, "apart=0.0"), ({"slack": 0.25}, "slack=0.25"),
+        ({"same_turn_deg": -1.0}, "same_turn_deg=-1.0"),
     ],
 )  # fmt: skip
 def test_a_rule_checks_itself(settings, words):
