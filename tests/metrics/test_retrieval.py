@@ -117,6 +117,18 @@ def test_a_camera_that_does_not_return_is_counted_in_both_modes_and_scored_in_on
         assert own["memory/psnr_self"].isnan() and int(own["memory/pairs_self"]) == 0
 
 
+def test_self_mode_scores_generated_frames_only_and_measures_poses_in_steps(world):
+    def pairs_of(truth, **settings):
+        metric = SelfRevisitScore()
+        metric.update(truth.video, truth, estimated_c2w=truth.c2w, **settings)
+        return int(metric.compute()["memory/pairs_self"])
+
+    assert 0 < pairs_of(world, prefix_frames=130) < pairs_of(world)
+    moved = world.c2w.clone()
+    moved[PREFIX:, 0, 3] = 0.4
+    assert pairs_of(world._replace(c2w=moved)) == 0 < pairs_of(world._replace(c2w=moved, d_bar=2.0))
+
+
 def test_what_moved_is_also_scored_apart(world):
     metric = RevisitScore()
     still = torch.eye(4, dtype=torch.float64).expand_as(world.c2w)

@@ -44,6 +44,15 @@ def test_what_never_left_or_left_for_a_moment_is_no_revisit():
     assert len(found("pan_right*50 pan_left*50", rule=RevisitRule(gap_seconds=4.0)).now) > 0
 
 
+def test_the_most_covisible_frame_is_taken_though_another_pose_is_nearer():
+    c2w = path("roll_cw*4 roll_ccw*4 pan_right*3 pan_right*50 pan_left*53")[4:]  # starts rolled by 8°
+    near = c2w.clone()
+    near[1:7] = c2w[7]  # turned by 6°, until it leaves
+    pairs = find_revisits(near, intrinsics(), fps=16, size=SIZE, d_bar=1.0)
+    shares = frustum_overlap(near[[0, 1]], near[-1], reach=(1.0, 2 / 3))
+    assert shares[0] > shares[1] > 0.8 and int(pairs.seen[-1]) == 0
+
+
 def test_a_full_turn_revisits_its_start():
     pairs = found("pan_right*180")
     assert int(pairs.now[-1]) == 180 and int(pairs.seen[-1]) == 0

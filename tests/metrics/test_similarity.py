@@ -120,6 +120,7 @@ def test_what_is_no_uint8_video_is_refused(score):
         score(noise()[:, :2], noise()[:, :2])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 def test_lpips_equals_the_lpips_package_with_the_same_weights(alexnet, backbone):
     lpips = pytest.importorskip("lpips")
     oracle = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
