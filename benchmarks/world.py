@@ -3,13 +3,13 @@
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
     (5 s, then 20 s), the bundle
 
-Students of several seeds share one teacher and one set of pairs, and are fitted at the same time. A stage is left
-out if its product is there, and a stopped one goes on, so the run can be cut into pieces: `--until teacher_5s`
-ends after that stage. Weights lie beside the logs of each stage; seconds are in seconds.json.
+Students of several seeds share one teacher and one set of pairs. A stage is left out if its product is there,
+and a stopped one goes on, so the run can be cut into pieces: `--until teacher_5s` ends after that stage.
+Weights lie beside the logs of each stage; seconds are in seconds.json.
 
     python benchmarks/world.py runs/world
-    python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 --scenes 12 --minutes 12 \
-        --steps 4 --windows 12
+    python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 \
+        --scenes 12 --minutes 12 --steps 4 --windows 12
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from machine import describe_machine
 from relic.cli import find_config
 
 SECONDS = {
-    "autoencoder": 110,
-    "teacher_5s": 160,
-    "teacher_20s": 150,
-    "causal_init": 150,
-    "self_forcing_5s": 100,
-    "self_forcing_20s": 240,
+    "autoencoder": 90,
+    "teacher_5s": 130,
+    "teacher_20s": 120,
+    "causal_init": 120,
+    "self_forcing_5s": 80,
+    "self_forcing_20s": 200,
 }
 NET = {"width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32}
 YARN = 81 / 21

@@ -148,6 +148,7 @@ class WorldDataModule(LightningDataModule):
         )
         self._rows: dict[Split, tuple[Row, ...]] = {}
         self._levels: tuple[float, ...] | None = None
+        self._training: BatchLoader | MixedLoader | None = None  # whose processes are to be ended
         self._plain = self._plain_module(plain) if plain is not None else None
         self._steered = global_batch - (plain.samples(global_batch) if plain is not None else 0)
         self._resumed = 0  # the batch index loaded from a checkpoint
@@ -216,11 +217,18 @@ class WorldDataModule(LightningDataModule):
         plan = TrainPlan(windows=windows, seed=self.seed, palindromes=self.palindromes)
         self._processed_before = self._processed() - self._resumed if self._resumed else 0
         loader = self._loader(plan, self._training_places, length=self.batches_per_epoch, keep_workers=True)
-        if self._plain is None:
-            return loader
-        plain = self._plain.train_dataloader()
-        assert isinstance(plain, BatchLoader)  # it has no plain part of its own
-        return MixedLoader(loader, plain)
+        self._training = loader
+        if self._plain is not None:
+            plain = self._plain.train_dataloader()
+            assert isinstance(plain, BatchLoader)  # it has no plain part of its own
+            self._training = MixedLoader(loader, plain)
+        return self._training
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the processes that read for training."""
+        if self._training is not None:
+            self._training.close()
+            self._training = None
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._fixed_loader("validation") if self.validation_scenes else []

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +116,20 @@ def test_two_ranks_read_what_one_reads(walks: Path, palindromes: float) -> None:
 def test_workers_change_nothing(walks: Path) -> None:
     pairs = zip(training(walks, palindromes=0.5), training(walks, palindromes=0.5, workers=2), strict=True)
     assert all(same(one, other) for one, other in pairs)
+
+
+def test_reading_processes_end_with_the_run_in_the_middle_of_an_epoch(walks: Path) -> None:
+    data = data_module(walks, workers=2)
+    data.setup("fit")
+    before = multiprocessing.active_children()
+    batches = iter(data.train_dataloader())
+    next(batches)
+    readers = [each for each in multiprocessing.active_children() if each not in before]
+    assert len(readers) == 2
+    start = time.monotonic()
+    data.teardown("fit")
+    assert time.monotonic() - start < 4.0  # what waiting for one of them may take
+    assert not any(reader.is_alive() for reader in readers)
 
 
 def test_the_global_generator_is_left_alone(walks: Path) -> None:
