@@ -109,9 +109,9 @@ def measure(kind: type[RandomWeights], args: argparse.Namespace, frames: int) ->
             compute=compute, score_compute=compute, critic_ratio=1, critic_only_steps=0,
         )  # fmt: skip
         trainer = Trainer(
-            max_steps=2 * args.rounds, accelerator="auto", devices=1, logger=False,
-            enable_checkpointing=False, precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-            enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False, limit_val_batches=0,
+            max_steps=2 * args.rounds, accelerator="auto", devices=1, logger=False, limit_val_batches=0,
+            precision="bf16-mixed" if torch.cuda.is_available() else "32-true", enable_checkpointing=False,
+            enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False,
             callbacks=[watch], default_root_dir=tempfile.mkdtemp(),
         )  # fmt: skip
         trainer.fit(module, RandomLatents(net, clip, batch=args.batch, steps=2 * args.rounds))

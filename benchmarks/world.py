@@ -52,8 +52,15 @@ class Chain:
         self.vae = self.root / "autoencoder" / "tiny_vae.safetensors"
         self.clips = self.root / "clips"
 
-    def run(self, name: str, product: Path | Sequence[Path], commands: Sequence[Sequence[object]]) -> None:
-        """Run the commands of a stage at the same time, unless its products are there."""
+    def run(
+        self,
+        name: str,
+        product: Path | Sequence[Path],
+        commands: Sequence[Sequence[object]],
+        *,
+        at_a_time: int | None = None,
+    ) -> None:
+        """Run the commands of a stage, so many at a time (all by default), unless its products are there."""
         products = [product] if isinstance(product, Path) else product
         if all(path.exists() for path in products):
             print(f"{name}: there already", flush=True)
@@ -61,17 +68,12 @@ class Chain:
             start = time.monotonic()
             print(f"{name} ...", flush=True)
             logs = [self.root / "logs" / f"{name}_{number}.log" for number in range(len(commands))]
-            running = []
-            for log, command in zip(logs, commands, strict=True):
-                words = [str(word) for word in command]
-                with log.open("a") as out:
-                    out.write(f"$ relic {shlex.join(words)}\n")
-                    out.flush()
-                    start_command = [sys.executable, "-m", "relic.cli", *words]
-                    running.append(subprocess.Popen(start_command, stdout=out, stderr=subprocess.STDOUT))
-            for log, process in zip(logs, running, strict=True):
-                if process.wait():
-                    sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
+            for at in range(0, len(commands), at_a_time or len(commands)):
+                part = slice(at, at + (at_a_time or len(commands)))
+                running = [begin(words, log) for words, log in zip(commands[part], logs[part], strict=True)]
+                for log, process in zip(logs[part], running, strict=True):
+                    if process.wait():
+                        sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
             self.note(name, time.monotonic() - start)
         if name == self.args.until:
             sys.exit(0)
@@ -214,12 +216,23 @@ class Chain:
                 commands.append(
                     self.fit(stage, Path(self.file(stage, "student", seed=seed)).parent, data, given)
                 )
-            self.run(stage, [Path(self.file(stage, "student", seed=seed)) for seed in seeds], commands)
+            products = [Path(self.file(stage, "student", seed=seed)) for seed in seeds]
+            self.run(stage, products, commands, at_a_time=self.args.students)
 
     def bundle(self) -> None:
         student = self.file("self_forcing_20s", "student", seed=0)
         words = ["export", student, "--vae", self.vae, "--data", self.clips, "--out", self.root / "world"]
         self.run("bundle", self.root / "world" / "world.yaml", [words])
+
+
+def begin(command: Sequence[object], log: Path) -> subprocess.Popen[bytes]:
+    """Start a relic command that adds what it says to a file."""
+    words = [str(word) for word in command]
+    with log.open("a") as out:
+        out.write(f"$ relic {shlex.join(words)}\n")
+        out.flush()
+        command = [sys.executable, "-m", "relic.cli", *words]
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
 
 
 def merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -242,6 +255,7 @@ def main() -> None:
     parser.add_argument("--held", type=int, nargs=2, default=[VALIDATION, EVALUATION], help="scenes held out")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--seeds", type=int, default=3, help="students")
+    parser.add_argument("--students", type=int, default=1, help="students that are fitted at a time")
     parser.add_argument("--windows", type=int, default=1024, help="ODE pairs of each horizon")
     parser.add_argument("--strides", type=float, nargs=2, default=[5.0, 8.0], help="seconds between windows")
     parser.add_argument("--frames", type=int, nargs=2, help="other horizons than 81 and 321 frames")
