@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["Problem", "State", "adjust", "exponential", "residuals"]
+__all__ = ["Problem", "State", "adjust", "cost", "exponential", "residuals", "seen_from"]
 
-SOFT_PX: Final = 0.2  # Cauchy: a residual of this size counts half
-NEAREST: Final = 1e-4  # least inverse depth, as a share of its prior
+FARTHEST: Final = 1e-4  # least inverse depth, as a share of its prior
+BESIDE: Final = 0.1  # least depth against that in the anchor frame
 CHUNK: Final = 128  # points eliminated at a time; their frames are few, since points live in time
 
 
@@ -71,18 +71,30 @@ def residuals(problem: Problem, state: State) -> np.ndarray:
     return _apply(problem.certainty, error)
 
 
-def cost(problem: Problem, state: State, *, soft: float = SOFT_PX, pull: float = 0.015) -> float:
-    """Return the robust cost that `adjust` lowers."""
+def cost(problem: Problem, state: State, *, soft: float, pull: float) -> float:
+    """Return what `adjust` lowers: a Cauchy cost of residuals, soft above `soft` px, and the prior on depth.
+
+    pull: pixels that a point's strain from its prior, a share of it, weighs as much as.
+    """
     square = np.square(residuals(problem, state)).sum(1)
-    strain = np.square((state.inverse - state.prior) / state.prior).sum()
-    return float(soft**2 * np.log1p(square / soft**2).sum() + pull**2 * strain)
+    fit = float(soft**2 * np.log1p(square / soft**2).sum())
+    return fit + float(pull**2 * np.square(state.inverse / state.prior - 1).sum())
 
 
-def adjust(problem: Problem, state: State, *, free: np.ndarray, iterations: int, deep: bool = True, soft: float = SOFT_PX, pull: float = 0.015) -> State:
+def adjust(
+    problem: Problem,
+    state: State,
+    *,
+    free: np.ndarray,
+    iterations: int,
+    soft: float,
+    pull: float = 0.0,
+    deep: bool = True,
+) -> State:
     """Lower the cost over the poses of `free` frames (f,) bool and, with `deep`, all inverse depths."""
     damping, best = 1e-4, cost(problem, state, soft=soft, pull=pull)
     for _ in range(iterations):
-        step = _solve(problem, state, free=free, damping=damping, deep=deep, soft=soft, pull=pull)
+        step = _solve(problem, state, free=free, damping=damping, soft=soft, pull=pull, deep=deep)
         trial = _moved(state, *step, free=free)
         found = cost(problem, trial, soft=soft, pull=pull)
         if found < best:
@@ -95,6 +107,17 @@ def adjust(problem: Problem, state: State, *, free: np.ndarray, iterations: int,
             if damping > 1e4:
                 break
     return state
+
+
+def seen_from(problem: Problem, state: State, *, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inverse depths of sighted points, and of their priors (m,), in the axes of a frame."""
+    anchor = problem.anchor[problem.track]
+    rotation = state.rotation[frame] @ np.swapaxes(state.rotation[anchor], 1, 2)
+    shift = state.translation[frame] - _apply(rotation, state.translation[anchor])
+    inverse = state.inverse[problem.track]
+    depth = _apply(rotation, problem.ray[problem.track])[:, 2] + inverse * shift[:, 2]
+    depth = np.maximum(depth, BESIDE)
+    return inverse / depth, state.prior[problem.track] / depth
 
 
 def _solve(
@@ -207,7 +230,7 @@ def _moved(state: State, poses: np.ndarray, depths: np.ndarray, *, free: np.ndar
     turn = exponential(poses[:, 3:])
     rotation[free] = orthonormal(turn @ rotation[free])
     translation[free] = _apply(turn, translation[free]) + poses[:, :3]
-    inverse = np.maximum(state.inverse + depths, NEAREST * state.prior)
+    inverse = np.maximum(state.inverse + depths, FARTHEST * state.prior)
     return state._replace(rotation=rotation, translation=translation, inverse=inverse)
 
 

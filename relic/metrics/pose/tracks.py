@@ -15,6 +15,7 @@ SPACING: Final = 1 / 42  # between new points, of the picture's height
 QUALITY: Final = 0.002  # of a point, against the best of its picture
 FLAT: Final = 1e-2  # least quality, mean squared grey levels a pixel: a picture of less has no points
 ROUND_TRIP: Final = 0.25  # a point followed there and back must return this near, pixels by certainty
+HIGHEST: Final = 240  # pixels; higher pictures are reduced
 WINDOW: Final = 15  # pixels of a patch, each side
 BLUR_PX: Final = 0.8  # pictures are smoothed: a drawn edge moves in steps
 SMALLEST: Final = 14  # pixels of the pyramid's top, the shorter side
@@ -42,14 +43,17 @@ class Tracks(NamedTuple):
     registered: np.ndarray
 
 
-def follow(video: np.ndarray) -> Tracks:
-    """Follow points through video (f, h, w, 3) uint8.
+def follow(video: np.ndarray) -> tuple[Tracks, float]:
+    """Follow points through video (f, h, w, 3) uint8 -> tracks, and the size of their pixels' picture, a share.
+
+    A picture higher than 240 pixels is reduced: coordinates are those of the smaller one, centres at integers.
 
     A frame on which too few points are found again is left out, and the next is followed from the last good
     one: a flash does no harm, a cut ends the tracks.
     """
     cv2 = core()
-    frames, height, width = video.shape[:3]
+    factor = min(1.0, HIGHEST / video.shape[1])
+    frames, height, width = len(video), *(round(factor * side) for side in video.shape[1:3])
     spacing = max(3, round(SPACING * height))
     registered = np.zeros(frames, bool)
     keys: dict[int, np.ndarray] = {}  # pictures that points come from
@@ -58,7 +62,7 @@ def follow(video: np.ndarray) -> Tracks:
     ids, pixels = np.zeros(0, int), np.zeros((0, 2), np.float32)
     last, previous = -1, np.zeros((height, width), np.uint8)
     for frame in range(frames):
-        grey = cv2.GaussianBlur(cv2.cvtColor(video[frame], cv2.COLOR_RGB2GRAY), (0, 0), BLUR_PX)
+        grey = _grey(cv2, video[frame], size=(height, width))
         structure = _structure(cv2, grey)
         if last >= 0:
             if not np.array_equal(grey, previous):
@@ -97,7 +101,7 @@ def follow(video: np.ndarray) -> Tracks:
                 anchor = np.concatenate([anchor, np.full(len(new), frame)])
                 origin, pixels = np.concatenate([origin, new]), np.concatenate([pixels, new])
         last = frame
-    return Tracks(
+    tracks = Tracks(
         anchor=anchor,
         origin=origin.astype(float),
         frame=np.concatenate([np.zeros(0, int), *(np.full(len(part[1]), part[0]) for part in seen)]),
@@ -106,6 +110,15 @@ def follow(video: np.ndarray) -> Tracks:
         certainty=np.concatenate([np.zeros((0, 2, 2)), *(part[3] for part in seen)]),
         registered=registered,
     )
+    return tracks, factor
+
+
+def _grey(cv2: Any, picture: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture (h, w, 3) as smoothed grey of `size` (height, width)."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    if grey.shape != size:
+        grey = cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
 
 
 def _realign(cv2: Any, key: np.ndarray, grey: np.ndarray, origin: np.ndarray, pixels: np.ndarray, *, structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
