@@ -230,7 +230,7 @@ def _moved(state: State, poses: np.ndarray, depths: np.ndarray, *, free: np.ndar
     turn = exponential(poses[:, 3:])
     rotation[free] = orthonormal(turn @ rotation[free])
     translation[free] = _apply(turn, translation[free]) + poses[:, :3]
-    inverse = np.maximum(state.inverse + depths, FARTHEST * state.prior)
+    inverse = np.where(depths == 0, state.inverse, np.maximum(state.inverse + depths, FARTHEST * state.prior))
     return state._replace(rotation=rotation, translation=translation, inverse=inverse)
 
 

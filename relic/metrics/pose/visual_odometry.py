@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relic.metrics.pose.bundle import Problem, State, adjust, cost, seen_from
+from relic.metrics.pose.bundle import Problem, State, adjust, cost, residuals, seen_from
 from relic.metrics.pose.estimator import PoseEstimate, check_video
 from relic.metrics.pose.tracks import Tracks, follow
 
@@ -20,11 +20,12 @@ COARSE_PX: Final = (8.0, 2.0, 0.5)  # softness, from a guess to a fit
 FINE_PX: Final = 0.2
 PULL_PX: Final = 0.1  # of the prior on depth on the way, and in the end
 LAST_PULL_PX: Final = 0.015
-CHECKS: Final = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 80, 100, 128, 160, 200, 256, 320)
+CHECKS: Final = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 112, 160, 224, 320, 448, 640)
 SURER: Final = 0.9  # the mirrored reading must cost less than this share to be taken
-DECIDED: Final = 3.0  # times as costly a mirrored reading, twice running, ends the checks
+DECIDED: Final = 2.0  # times as costly a mirrored reading, twice running, ends the checks
 NEIGHBOURS: Final = 5  # points that a new point's depth is guessed from
-TURN_ONLY: Final = 1.25  # a camera that only turns explains the sightings at up to this times the cost
+TURN_ONLY_PX: Final = 0.35  # turning alone must bring 90 of 100 sightings this near
+PARALLAX_PX: Final = 1.0  # a tenth of the sightings must show this much before the mirrored reading is tried
 
 
 class VisualOdometry:
@@ -156,7 +157,12 @@ class _Walk:
         """Take the mirrored reading of everything so far if it explains the sightings better."""
         free = (self._frames > 0) & (self._frames <= frame)
         seen = self._seen(0, frame + 1)
-        self._adjust(seen, free=free, iterations=6, soft=COARSE_PX[-1])
+        mine = self.state
+        bare = mine._replace(translation=np.zeros_like(mine.translation))
+        parallax = np.linalg.norm(residuals(seen, mine) - residuals(seen, bare), axis=1)
+        if np.quantile(parallax, 0.9) < PARALLAX_PX:
+            return
+        self._adjust(seen, free=free, iterations=4, soft=COARSE_PX[-1])
         mine = self.state
         usual = np.median(mine.inverse)
         self.state = State(
@@ -166,21 +172,20 @@ class _Walk:
             prior=mine.prior.copy(),
         )
         for soft in COARSE_PX[1:]:
-            self._adjust(seen, free=free, iterations=8, soft=soft)
+            self._adjust(seen, free=free, iterations=6, soft=soft)
         costs = [cost(seen, state, soft=COARSE_PX[-1], pull=PULL_PX) for state in (mine, self.state)]
         if costs[1] >= SURER * costs[0]:
             self.state = mine
         self._surely = self._surely + 1 if costs[1] > DECIDED * costs[0] else 0
 
     def _turning_only(self) -> State | None:
-        """Return the best state without translation if it explains the sightings about as well."""
+        """Return the best state without translation if it leaves little unexplained."""
         still = self.state._replace(
             translation=np.zeros_like(self.state.translation), inverse=np.zeros_like(self.state.inverse)
         )
         still = adjust(self.problem, still, free=self._frames > 0, iterations=20, soft=FINE_PX, deep=False)
-        costs = [cost(self.problem, state, soft=FINE_PX, pull=0.0) for state in (still, self.state)]
-        self.costs = costs
-        return still if costs[0] <= TURN_ONLY * costs[1] else None
+        missed = np.linalg.norm(residuals(self.problem, still), axis=1)
+        return still if np.quantile(missed, 0.9) < TURN_ONLY_PX else None
 
     def _seen(self, start: int, stop: int) -> Problem:
         """Return the sightings on frames from `start` to before `stop`."""
