@@ -225,10 +225,10 @@ class ActionError(Metric):
 
     `compute` gives `action/rpe_trans`, `action/rpe_rot_deg`, the same over 8 frames (`…_8`), `action/ate`,
     `action/coverage` (share of frames registered) and, where there were such motions,
-    `action/rpe_trans/dolly_in` and so on. Relative errors are means over all valid motions, ATE is a mean over
-    clips. `action/unscored` counts clips with too few registered frames, which only coverage knows of. Where
-    floors were given, every key has a `_floor` sibling: the same score of the same estimator on the true
-    videos. What nothing was measured for is NaN.
+    `action/rpe_trans/dolly_in` and so on. Relative errors are means over all valid motions, ATE is a mean
+    over clips. `action/unscored` counts clips with too few registered frames, which only coverage knows of.
+    Where floors were given, every key has a `_floor` sibling: the same score of the same estimator on the
+    true videos. What nothing was measured for is NaN.
     """
 
     full_state_update = False
