@@ -1,7 +1,8 @@
-"""Do the memory scores react to planted faults? Engine clips of out-and-back paths, broken on purpose.
+"""Do the scores react to planted faults? Engine clips of out-and-back paths, broken on purpose.
 
-Each fault is what a broken model would give after the same true prefix, with the camera that a perfect
-estimator would find in it. Truth mode compares with the true frame; self mode with what was shown before.
+Each fault is what a broken model would give after the same true prefix. Truth mode compares with the true
+frame; self mode with what was shown before; action errors compare the camera after the prefix with the
+commanded one. It is found by visual odometry, as in an evaluation, or with `--cameras planted` known.
 
     python benchmarks/faults.py --clips 6 --lpips alexnet.safetensors
 """
@@ -19,8 +20,17 @@ from machine import describe_machine
 from torch import Tensor
 
 from relic.engine import film, make_scene, make_trajectory
-from relic.metrics import LPIPSUnavailable, RevisitRule, RevisitScore, SelfRevisitScore, load_lpips
-from relic.ops.actions import integrate, parse_script
+from relic.metrics import (
+    ActionError,
+    LPIPSUnavailable,
+    RevisitRule,
+    RevisitScore,
+    SelfRevisitScore,
+    VisualOdometry,
+    anchor_to,
+    load_lpips,
+)
+from relic.ops.actions import integrate, mirror_actions, parse_script
 from relic.ops.video import to_uint8
 from relic.types import Clip
 
@@ -33,10 +43,12 @@ SCRIPTS = (  # out and back, past the first view; the prefix ends where the came
 
 
 class Case(NamedTuple):
-    """A clip, the same path through another scene, and how many frames are given as true."""
+    """A clip, its path through another scene, other paths after the prefix, and how many frames that has."""
 
     clip: Clip
     elsewhere: Clip
+    mirrored: Clip
+    half_turned: Clip
     prefix_frames: int
 
 
@@ -84,9 +96,39 @@ def another_scene(case: Case) -> Outcome:
     return _after_prefix(case, case.elsewhere.video, case.clip.c2w)
 
 
+def shuffled_return(case: Case) -> Outcome:
+    """Return the true frames behind the prefix in any order."""
+    behind = len(case.clip.video) - case.prefix_frames
+    order = torch.randperm(behind, generator=torch.Generator().manual_seed(0)) + case.prefix_frames
+    order = torch.cat([torch.arange(case.prefix_frames), order])
+    return Outcome(case.clip.video[order], case.clip.c2w[order])
+
+
+def dropped_frames(case: Case) -> Outcome:
+    """Return every second frame behind the prefix, and hold the last one: twice too fast."""
+    frames = torch.arange(len(case.clip.video))
+    behind = case.prefix_frames - 1 + 2 * (frames - case.prefix_frames + 1)
+    order = torch.where(frames < case.prefix_frames, frames, behind).clamp(max=len(frames) - 1)
+    return Outcome(case.clip.video[order], case.clip.c2w[order])
+
+
+def mirrored_actions(case: Case) -> Outcome:
+    """Return the right place, turned the other way."""
+    return _after_prefix(case, case.mirrored.video, case.mirrored.c2w)
+
+
+def half_the_turn(case: Case) -> Outcome:
+    """Return the right place, turned half as far."""
+    return _after_prefix(case, case.half_turned.video, case.half_turned.c2w)
+
+
 FAULTS: Mapping[str, Callable[[Case], Outcome]] = {
     "truth": truth,
     "truth with noise": noisy_truth,
+    "return path shuffled": shuffled_return,
+    "actions mirrored": mirrored_actions,
+    "turned half as far": half_the_turn,
+    "frames dropped": dropped_frames,
     "truth from another scene": another_scene,
     "frozen camera": frozen_camera,
     "frozen first frame": frozen_first_frame,
@@ -99,27 +141,46 @@ def make_cases(clips: int, *, size: tuple[int, int], seed: int = 7) -> list[Case
     cases = []
     for number in range(clips):
         out, back = SCRIPTS[number % len(SCRIPTS)]
-        motion = integrate(parse_script(f"{out} {back}"), d_bar=D_BAR)
+        actions = torch.cat([torch.zeros(1, 13), parse_script(f"{out} {back}")])
+        prefix = len(parse_script(out))
+        mirrored, half = actions.clone(), actions.clone()
+        mirrored[prefix:] = mirror_actions(actions[prefix:])
+        half[prefix:, 6:12] /= 2
+        paths = [(number, actions), (number + clips, actions), (number, mirrored), (number, half)]
         filmed = []
-        for index in (number, number + clips):
+        for index, steer in paths:
             scene = make_scene(seed, index)
             start = make_trajectory(scene, seed=0, frames=1)
-            filmed.append(film(scene, start @ motion, size=size)._replace(d_bar=D_BAR))
-        cases.append(Case(*filmed, prefix_frames=len(parse_script(out))))
+            path = start @ integrate(steer, d_bar=D_BAR)
+            filmed.append(film(scene, path, size=size)._replace(d_bar=D_BAR))
+        cases.append(Case(*filmed, prefix_frames=prefix))
     return cases
 
 
 def score(
-    cases: Sequence[Case], fault: Callable[[Case], Outcome], *, rule: RevisitRule, lpips: Callable | None
+    cases: Sequence[Case],
+    fault: Callable[[Case], Outcome],
+    *,
+    rule: RevisitRule,
+    lpips: Callable | None,
+    estimated: bool = False,
 ) -> dict[str, float]:
-    """Return the scores of both modes, by name, over all cases."""
+    """Return the scores of both modes and of action following, by name, over all cases."""
     by_truth, by_self = RevisitScore(rule=rule, lpips=lpips), SelfRevisitScore(rule=rule, lpips=lpips)
+    by_action = ActionError()
     for case in cases:
-        shown = fault(case)
-        settings = {"estimated_c2w": shown.c2w, "prefix_frames": case.prefix_frames}
-        by_truth.update(shown.video, case.clip, **settings)
-        by_self.update(shown.video, case.clip, **settings)
-    return {name: float(value) for name, value in (by_truth.compute() | by_self.compute()).items()}
+        shown, clip = fault(case), case.clip
+        c2w = shown.c2w
+        if estimated:
+            found = VisualOdometry().estimate(shown.video, intrinsics_px=clip.intrinsics_px)
+            c2w = anchor_to(found.c2w, clip.c2w)
+        settings = {"estimated_c2w": c2w, "prefix_frames": case.prefix_frames}
+        by_truth.update(shown.video, clip, **settings)
+        by_self.update(shown.video, clip, **settings)
+        behind = slice(case.prefix_frames - 1, None)
+        by_action.update(c2w[behind], clip.c2w[behind], d_bar=D_BAR)
+    scores = by_truth.compute() | by_self.compute() | by_action.compute()
+    return {name: float(value) for name, value in scores.items()}
 
 
 def main() -> None:
@@ -127,27 +188,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--size", type=int, nargs=2, default=[64, 96])
+    parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
+    parser.add_argument("--cameras", choices=["estimated", "planted"], default="estimated")
     parser.add_argument("--lpips", help="file with torchvision's AlexNet; by default torch's cache")
     args = parser.parse_args()
     rule = RevisitRule()
     print(describe_machine())
-    print(f"{args.clips} clips at {args.size[0]}x{args.size[1]}; revisits: {rule}")
+    print(f"{args.clips} clips at {args.size[0]}x{args.size[1]}, cameras {args.cameras}; revisits: {rule}")
     lpips = None
     try:
         lpips = load_lpips(args.lpips)
     except LPIPSUnavailable as error:
         print(error)
     cases = make_cases(args.clips, size=tuple(args.size))
-    table = {name: score(cases, fault, rule=rule, lpips=lpips) for name, fault in FAULTS.items()}
+    estimated = args.cameras == "estimated"
+    table = {
+        name: score(cases, fault, rule=rule, lpips=lpips, estimated=estimated)
+        for name, fault in FAULTS.items()
+    }
     shown = [
-        "psnr_revisit", "ssim_revisit", "lpips_revisit", "sharpness_ratio", "did_not_move", "pairs",
-        "psnr_self", "ssim_self", "lpips_self", "did_not_move_self", "pairs_self",
+        "memory/psnr_revisit", "memory/ssim_revisit", "memory/lpips_revisit", "memory/sharpness_ratio",
+        "memory/did_not_move", "memory/psnr_self", "memory/did_not_move_self", "memory/pairs_self",
+        "action/rpe_rot_deg", "action/rpe_rot_deg_8", "action/coverage",
     ]  # fmt: skip
     print(f"\n| fault | {' | '.join(shown)} |\n|{'---|' * (len(shown) + 1)}")
     for name, scores in table.items():
-        cells = [_cell(scores.get(f"memory/{column}")) for column in shown]
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(_cell(scores.get(column)) for column in shown)} |")
     print("\nfloors and ceilings (of the truth):")
     for name, value in table["truth"].items():
         if name.endswith(("_copy_first", "_nearest_seen", "_self_away", "_self_truth")):

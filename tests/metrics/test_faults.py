@@ -35,12 +35,13 @@ def test_in_truth_mode_truth_is_best_and_every_fault_is_far_below_a_good_model(t
 def test_only_the_blur_loses_its_sharpness(table):
     ratios = {name: scores["memory/sharpness_ratio"] for name, scores in table.items()}
     assert ratios.pop("grey blur") < 0.05
-    assert all(0.7 < ratio < 1.4 for ratio in ratios.values())
+    assert all(0.5 < ratio < 1.6 for ratio in ratios.values())
 
 
-def test_a_frozen_camera_and_a_blur_did_not_move(table):
-    for name, scores in table.items():
-        frozen = 2 * (name.startswith("frozen") or name == "grey blur")
+def test_a_camera_that_does_not_return_did_not_move(table):
+    stays = {"frozen camera", "frozen first frame", "grey blur", "actions mirrored", "turned half as far"}
+    for name in set(table) - {"return path shuffled"}:
+        scores, frozen = table[name], 2 * (name in stays)
         assert scores["memory/did_not_move"] == scores["memory/did_not_move_self"] == frozen
         assert math.isnan(scores["memory/psnr_self"]) == bool(frozen)
         assert (scores["memory/pairs_self"] == 0) == bool(frozen)
@@ -57,3 +58,13 @@ def test_floors_and_ceilings_stand_beside_the_score(table):
     assert scores["memory/psnr_revisit_copy_first"] < scores["memory/psnr_revisit"]
     assert scores["memory/psnr_revisit_nearest_seen"] == 60  # the paths return exactly
     assert scores["memory/psnr_self_away"] < scores["memory/psnr_self"] < scores["memory/psnr_self_truth"]
+
+
+def test_action_errors_tell_wrong_motion_from_wrong_pictures(table):
+    errors = {name: scores.get("action/rpe_rot_deg_8") for name, scores in table.items()}
+    for right in ("truth", "truth with noise", "truth from another scene"):
+        assert errors[right] == pytest.approx(0, abs=1e-4)
+    assert errors["turned half as far"] == pytest.approx(errors["frozen camera"] / 2, rel=0.05)
+    assert errors["frozen camera"] < errors["actions mirrored"] < errors["return path shuffled"]
+    assert errors["frames dropped"] == pytest.approx(errors["frozen camera"], rel=0.1)  # the same, too much
+    assert table["grey blur"]["action/unscored"] == 2
