@@ -21,6 +21,17 @@ def to_uint8(video: Tensor) -> Tensor:
 
 
 def psnr(video: Tensor, truth: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each frame in dB. video, truth: uint8 (f, h, w, 3) -> (f,)."""
+    """Return the peak signal-to-noise ratio of each frame in dB, 148 if equal.
+
+    video, truth: uint8 (f, h, w, 3) -> (f,) float32.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    if video.shape != truth.shape:
+        raise ValueError(
+            f"psnr compares videos of one shape, got {tuple(video.shape)} and {tuple(truth.shape)}; cut both "
+            "to the frames that belong together."
+        )
     error = (video.float() - truth.float()).square().mean((-3, -2, -1))
     return 10.0 * torch.log10(255.0**2 / error.clamp(min=1e-10))
