@@ -46,7 +46,15 @@ TABLE = {
         MATHS | {"lightning", "torchmetrics", "numpy", "PIL", "matplotlib", "tensorboard"},
     ),
     "suite": May(
-        {"types", "ops", "engine", "metrics", "data", "session", "world"},  # data: one way to read and write mp4
+        {
+            "types",
+            "ops",
+            "engine",
+            "metrics",
+            "data",
+            "session",
+            "world",
+        },  # data: one way to read and write mp4
         MATHS | {"numpy", "yaml", "safetensors", "PIL", "matplotlib", "tqdm"},
     ),
     "serve": May(

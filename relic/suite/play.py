@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from relic.ops.actions import encode_actions
 from relic.ops.retention import AnyPolicy, Compressed, Full, SinkWindow, Window
 from relic.ops.video import from_uint8, to_uint8
 from relic.session import Codec
@@ -80,7 +81,6 @@ def why_not(world: World, *, num_frames: int) -> str | None:
 def play(
     world: World,
     truth: Clip,
-    actions: Tensor,
     *,
     prefix: int,
     seed: int,
@@ -88,19 +88,18 @@ def play(
 ) -> Tensor:
     """Generate a clip from its true first frames and its actions -> uint8 (f, h, w, 3), the prefix as it is.
 
-    The prompt is the caption of the first segment, throughout.
+    Actions are the clip's poses in units of its `d_bar`. The prompt is the caption of the first segment, throughout.
 
     Args:
         world: What is played.
-        truth: The clip; nothing after `prefix` is looked at.
-        actions: (f, 13), of the whole clip.
+        truth: The clip; no picture after `prefix` is looked at.
         prefix: True frames: the image and whole blocks.
         seed: Seed of the noise.
         progress: Told the frames of each block.
     """
     prompt = truth.captions[0] if truth.captions else ""
     session = world.start(truth.video[0], prompt, seed=seed, undo_seconds=0)
-    steer = actions.float()
+    steer = encode_actions(truth.c2w, d_bar=truth.d_bar).float()
     if prefix > 1:
         session.prefill(truth.video[1:prefix], steer[1:prefix])
     frames = [truth.video[:prefix]]
@@ -111,7 +110,9 @@ def play(
 
 
 @torch.no_grad()
-def reconstruct(vae: Codec, video: Tensor, *, block_frames: int, device: torch.device | str = "cpu") -> Tensor:
+def reconstruct(
+    vae: Codec, video: Tensor, *, block_frames: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Pass a video (f, h, w, 3) uint8 through the autoencoder, in the stretches that a session takes."""
     encoder = decoder = None
     shown = []

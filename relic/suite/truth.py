@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +26,11 @@ from relic.engine.space import FreeSpace
 from relic.ops.actions import integrate
 from relic.ops.camera import rigid, rotation_from_angles
 from relic.ops.randomness import derive_seed
-from relic.suite.scripts import Script
+from relic.suite.case import NoTruth
+from relic.suite.scripts import Measures, Script
 from relic.types import Clip
 
-__all__ = ["Case", "NoRoom", "Setting", "find_start", "truth_of"]
+__all__ = ["ScriptedCase", "Setting", "find_start"]
 
 FORMAT: Final = "relic-truth/1"
 STARTS: Final = 400  # tried in a scene
@@ -38,10 +39,6 @@ APART: Final = 1000  # between the numbers of the scenes tried for one case
 EYE: Final = (1.0, 1.9)  # m above the floor
 OUTLOOK_M: Final = 1.0  # free ahead of a first view: a wall close by shows nothing to remember
 COARSE: Final = 8  # every so many frames are looked at first
-
-
-class NoRoom(ValueError):
-    """A path fits nowhere in the scenes that were tried. It is never shrunk to fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,56 +61,80 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A script in a scene.
+class ScriptedCase:
+    """A script in a scene; see `relic.suite.case.Case`.
 
     Args:
         script: The path.
         scene: Number of the scene among those asked for.
+        setting: Sizes, d̄ and seed.
+        cache: Folder of raw pixels; a minute of 128x256 is 94 MB.
     """
 
     script: Script
     scene: int
+    setting: Setting
+    cache: Path
 
     @property
     def name(self) -> str:
         """E.g. "look_away-10s-0-scene-0"."""
         return f"{self.script.name}-scene-{self.scene}"
 
+    @property
+    def group(self) -> str:
+        return self.script.group
 
-def truth_of(case: Case, setting: Setting, *, cache: Path) -> Clip:
-    """Return the clip of a case, from the cache if it was filmed before.
+    @property
+    def measures(self) -> Measures:
+        return self.script.measures
 
-    The cache holds raw pixels: a minute of 128x256 is 94 MB.
+    @property
+    def words(self) -> str:
+        """The script as it is typed."""
+        script = self.script
+        times = f" ({script.repeat} times)" if script.repeat > 1 else ""
+        return f"{script.words}{times}" + (f", gamma {script.gamma:g}" if script.gamma != 1 else "")
 
-    Raises:
-        NoRoom: If the path fits in none of the scenes.
-    """
-    setting = Setting(**{**asdict(setting), "backend": choose_backend(setting.backend)})
-    actions = case.script.actions()
-    key = {
-        "format": FORMAT, "engine": ENGINE, "script": case.script.name, "scene": case.scene,
-        "actions": hashlib.sha256(actions.numpy().tobytes()).hexdigest(), **asdict(setting),
-    }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"{case.name}-{digest}.safetensors"
-    if path.exists():
-        return _read(path)
-    path_of = integrate(actions, d_bar=setting.d_bar)
-    for attempt in range(SCENES):
-        scene = make_scene(setting.seed, case.scene + APART * attempt)
-        start = find_start(scene, path_of, seed=derive_seed("suite", setting.seed, case.script.name))
-        if start is not None:
-            clip = film(
-                scene, start @ path_of, fps=setting.fps, size=setting.size, backend=setting.backend
-            )._replace(d_bar=setting.d_bar)
-            _write(path, clip)
-            return clip
-    length = float((path_of[1:, :3, 3] - path_of[:-1, :3, 3]).norm(dim=-1).sum())
-    raise NoRoom(
-        f"no start keeps the path clear of walls and furniture in {SCENES} scenes, {STARTS} starts each: it is "
-        f"{length:.1f} m long at d_bar={setting.d_bar:g} m a frame."
-    )
+    @property
+    def num_frames(self) -> int:
+        return len(self.script.actions())
+
+    @property
+    def outward(self) -> int:
+        return self.script.outward
+
+    def truth(self) -> Clip:
+        """Return the clip, from the cache if it was filmed before.
+
+        Raises:
+            NoTruth: If the path fits in none of the scenes that are tried; it is never shrunk to fit.
+        """
+        setting = replace(self.setting, backend=choose_backend(self.setting.backend))
+        actions = self.script.actions()
+        key = {
+            "format": FORMAT, "engine": ENGINE, "script": self.script.name, "scene": self.scene,
+            "actions": hashlib.sha256(actions.numpy().tobytes()).hexdigest(), **asdict(setting),
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.cache / f"{self.name}-{digest}.safetensors"
+        if path.exists():
+            return _read(path)
+        poses = integrate(actions, d_bar=setting.d_bar)
+        for attempt in range(SCENES):
+            scene = make_scene(setting.seed, self.scene + APART * attempt)
+            start = find_start(scene, poses, seed=derive_seed("suite", setting.seed, self.script.name))
+            if start is not None:
+                clip = film(
+                    scene, start @ poses, fps=setting.fps, size=setting.size, backend=setting.backend
+                )._replace(d_bar=setting.d_bar)
+                _write(path, clip)
+                return clip
+        length = float((poses[1:, :3, 3] - poses[:-1, :3, 3]).norm(dim=-1).sum())
+        raise NoTruth(
+            f"no start keeps the path clear of walls and furniture in {SCENES} scenes, {STARTS} starts each: it "
+            f"is {length:.1f} m long at d_bar={setting.d_bar:g} m a frame."
+        )
 
 
 def find_start(scene: Scene, path: Tensor, *, seed: int) -> Tensor | None:

@@ -62,7 +62,9 @@ def run_vbench(
     if not any(folder.glob("*.mp4")):
         raise ValueError(f"{folder} holds no .mp4 to score.")
     if any(c.isspace() for c in str(folder)):
-        raise ValueError(f"{str(folder)!r} holds a blank, which VBench's command line can't take; move the folder.")
+        raise ValueError(
+            f"{str(folder)!r} holds a blank, which VBench's command line can't take; move the folder."
+        )
     if shutil.which(command[0]) is None:
         raise VBenchUnavailable(
             f"VBench: not measured, {command[0]!r} was not found; pip install vbench in an environment of its own "
@@ -73,7 +75,9 @@ def run_vbench(
         with tempfile.TemporaryDirectory(prefix="vbench-") as out:
             words = [*command, "evaluate", "--videos_path", str(folder), "--dimension", dimension]
             words += ["--mode=custom_input", "--output_path", out]
-            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            done = subprocess.run(
+                words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
             found = sorted(Path(out).glob(RESULTS))
             if done.returncode or not found:
                 raise RuntimeError(

@@ -3,16 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from relic.ops.actions import encode_actions, integrate
 from relic.ops.retention import Compressed, Full, SinkWindow, Window
 from relic.suite.play import parse_policy, play, reconstruct, why_not
 from relic.types import Clip
 from tests.bundles import ACTIONS, BOUNDED, FRAMES, SHORT, image_of, world_of
 
 VIDEO = image_of(frames=41)
+STEER = encode_actions(integrate(ACTIONS, d_bar=0.25), d_bar=0.25).float()
 
 
 def clip_of(video=VIDEO):
-    poses = torch.eye(4, dtype=torch.float64).repeat(len(video), 1, 1)
+    poses = integrate(ACTIONS, d_bar=0.25)
     return Clip(video, poses, torch.tensor([30.0, 30, 23.5, 15.5]), fps=16, d_bar=0.25, captions=("a room",))
 
 
@@ -20,18 +22,22 @@ def clip_of(video=VIDEO):
 def test_play_is_a_session_with_a_true_prefix(prefix):
     session = world_of().start(VIDEO[0], "a room", seed=3)
     if prefix > 1:
-        session.prefill(VIDEO[1:prefix], ACTIONS[1:prefix])
-    steps = [session.step(stretch) for stretch in ACTIONS[prefix:].split(FRAMES)]
+        session.prefill(VIDEO[1:prefix], STEER[1:prefix])
+    steps = [session.step(stretch) for stretch in STEER[prefix:].split(FRAMES)]
     told = []
-    video = play(world_of(), clip_of(), ACTIONS, prefix=prefix, seed=3, progress=told.append)
+    video = play(world_of(), clip_of(), prefix=prefix, seed=3, progress=told.append)
     assert torch.equal(video[:prefix], VIDEO[:prefix])
     assert torch.equal(video[prefix:], torch.cat(steps)) and sum(told) == 41 - prefix
+
+
+def test_actions_are_those_that_the_clip_was_scripted_with():
+    assert torch.allclose(STEER, ACTIONS, atol=1e-6)
 
 
 def test_nothing_after_the_prefix_is_looked_at():
     other = VIDEO.clone()
     other[17:] = 0
-    videos = [play(world_of(), clip_of(v), ACTIONS, prefix=17, seed=0) for v in (VIDEO, other)]
+    videos = [play(world_of(), clip_of(v), prefix=17, seed=0) for v in (VIDEO, other)]
     assert torch.equal(*videos)
 
 

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from relic.ops.actions import CHANNELS, STATIC, integrate
+from relic.engine.capture import intrinsics_of
+from relic.metrics import find_revisits
 from relic.suite.scripts import load_scripts, parse_suite, prefix_frames, select_scripts
 
 SCRIPTS = load_scripts("relic")
@@ -29,6 +31,17 @@ def test_memory_groups_return_and_leave_frames_after_the_outward_path():
     memory = {s.group for s in SCRIPTS if s.measures == "memory"}
     assert memory == {s.group for s in SCRIPTS if s.returns}
     assert memory == {"out_and_back", "look_away", "turn_round", "loop"}
+
+
+@pytest.mark.parametrize(
+    "script", [s for s in SCRIPTS if s.measures == "memory" and s.seconds < 60], ids=lambda s: s.name
+)
+def test_memory_scripts_show_again_in_the_generated_part_what_the_prefix_showed(script):
+    poses = integrate(script.actions(), d_bar=0.05)
+    prefix = prefix_frames(script.outward, block_frames=16, num_frames=len(poses))
+    size = (128, 256)
+    pairs = find_revisits(poses, intrinsics_of(size), fps=16, size=size, d_bar=0.05, prefix_frames=prefix)
+    assert len(pairs.now) >= 6
 
 
 @pytest.mark.parametrize("seconds", [5, 10, 20, 60])

@@ -8,7 +8,8 @@ from relic.engine.space import CLEARANCE, FreeSpace
 from relic.ops.actions import encode_actions, integrate, parse_script
 from relic.ops.camera import invert_rigid
 from relic.suite.scripts import load_scripts
-from relic.suite.truth import Case, NoRoom, Setting, find_start, truth_of
+from relic.suite.case import NoTruth
+from relic.suite.truth import ScriptedCase, Setting, find_start
 
 pytest.importorskip("panda3d")
 
@@ -16,8 +17,19 @@ SETTING = Setting(size=(32, 48), fps=16.0, d_bar=0.05, seed=7919, backend="softw
 SCRIPTS = {script.name: script for script in load_scripts()}
 
 
+def case_of(tmp_path, script, **changes):
+    return ScriptedCase(script=script, scene=0, setting=replace(SETTING, **changes), cache=tmp_path)
+
+
 def filmed(tmp_path, name="out_and_back-5s-0", **changes):
-    return truth_of(Case(script=SCRIPTS[name], scene=0), replace(SETTING, **changes), cache=tmp_path)
+    return case_of(tmp_path, SCRIPTS[name], **changes).truth()
+
+
+def test_a_case_says_what_it_is(tmp_path):
+    case = case_of(tmp_path, SCRIPTS["turn_round-60s-0"])
+    assert (case.name, case.group, case.measures) == ("turn_round-60s-0-scene-0", "turn_round", "memory")
+    assert case.words == "pan_left*160 pan_left*160 pan_right*160 (2 times), gamma 1.125"
+    assert (case.num_frames, case.outward) == (961, 160)
 
 
 def test_truth_moves_as_the_script_says_in_units_of_the_worlds_d_bar(tmp_path):
@@ -59,6 +71,6 @@ def test_every_pose_keeps_clear_of_walls_and_the_choice_is_the_same_each_time(na
 
 def test_a_path_that_fits_nowhere_is_reported_and_not_shrunk(tmp_path):
     script = replace(SCRIPTS["dolly-5s-0"], words="dolly_in*80")
-    with pytest.raises(NoRoom, match=r"clear of walls .* it is 80\.0 m long at d_bar=1 m a frame"):
-        truth_of(Case(script=script, scene=0), replace(SETTING, d_bar=1.0), cache=tmp_path)
+    with pytest.raises(NoTruth, match=r"clear of walls .* it is 80\.0 m long at d_bar=1 m a frame"):
+        case_of(tmp_path, script, d_bar=1.0).truth()
     assert find_start(make_scene(7919, 0), integrate(parse_script("dolly_in*80")), seed=0) is None

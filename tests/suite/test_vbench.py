@@ -60,7 +60,9 @@ def test_the_command_is_run_once_a_dimension(tmp_path, videos):
     command = (sys.executable, str(script))
     asked = [name for name in DIMENSIONS if name != "dynamic_degree"]
     assert run_vbench(videos, command=command, dimensions=asked) == dict.fromkeys(asked, 0.5)
-    with pytest.raises(RuntimeError, match=r"no result for dynamic_degree \(exit code 0\).*CUDA out of memory"):
+    with pytest.raises(
+        RuntimeError, match=r"no result for dynamic_degree \(exit code 0\).*CUDA out of memory"
+    ):
         run_vbench(videos, command=command)
 
 

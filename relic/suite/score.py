@@ -1,0 +1,88 @@
+"""The scores of one video beside its truth: memory, motion and drift, each by the metric of that name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from relic.metrics.closure import mind_lcm
+from relic.metrics.drift import drift, look
+from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
+from relic.metrics.revisit import RevisitRule
+from relic.metrics.similarity import LPIPS
+from relic.suite.scripts import Measures
+from relic.types import Clip
+
+__all__ = ["COUNTS", "Judges", "look_by_second", "score_video"]
+
+DRIFT_SECONDS: Final = 1.0  # at either end
+COUNTS: Final = (
+    "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
+    "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judges:
+    """What videos are scored with.
+
+    Args:
+        rule: What counts as a revisit.
+        lpips: None where its backbone is missing; a report says so.
+    """
+
+    rule: RevisitRule
+    lpips: LPIPS | None
+
+
+def score_video(
+    video: Tensor,
+    truth: Clip,
+    *,
+    prefix: int,
+    measures: Measures,
+    judges: Judges,
+    reconstruction: Tensor | None = None,
+) -> dict[str, float]:
+    """Return the scores of a video by their public names; NaN where a score has nothing to be taken of.
+
+    A case that measures memory is scored at its revisits against truth, and after the prefix frame by frame
+    (MIND's long-context memory); one that measures action by its motion, and at revisits against itself.
+
+    Args:
+        video: uint8 (f, h, w, 3), its first frames true.
+        truth: What it should equal.
+        prefix: How many frames are true.
+        measures: Of the case.
+        judges: What it is scored with.
+        reconstruction: uint8 (f, h, w, 3), the truth through the autoencoder.
+
+    Raises:
+        ValueError: If lengths or sizes differ.
+    """
+    scores: dict[str, float] = {}
+    metrics: RevisitScore | SelfRevisitScore
+    if measures == "memory":
+        metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)
+        metrics.update(video, truth, prefix_frames=prefix, reconstruction=reconstruction)
+        scores |= {name: float(value) for name, value in metrics.compute().items()}
+        after = mind_lcm(video, truth.video, context_frames=prefix, lpips=judges.lpips)
+        scores |= {
+            f"memory/{name}_lcm": value for name, value in after._asdict().items() if value is not None
+        }
+    scores |= drift(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
+    return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
+
+
+def look_by_second(video: Tensor, *, fps: float) -> dict[str, list[float]]:
+    """Return the mean look of each second of a video (f, h, w, 3), by the names of `relic.metrics.Look`."""
+    seconds = (torch.arange(len(video)) / fps).long()
+    counts = torch.bincount(seconds)
+    return {
+        name: (torch.bincount(seconds, weights=values.double().cpu()) / counts).tolist()
+        for name, values in look(video)._asdict().items()
+    }
