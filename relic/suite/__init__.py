@@ -1,1 +1,1 @@
-"""A benchmark of worlds: scripts, truth from the engine, play, scores and the report. Importing it loads nothing."""
+"""A benchmark of worlds: scripts, truth from the engine, play, scores, report. Importing it loads nothing."""

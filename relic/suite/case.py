@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
+from torch import Tensor
+
+from relic.metrics.similarity import LPIPS
 from relic.suite.scripts import Measures
 from relic.types import Clip
 
@@ -40,6 +45,13 @@ class Case(Protocol):
 
         Raises:
             NoTruth: If there is none, with the reason.
+        """
+        ...
+
+    def extras(self, video: Tensor, truth: Clip, *, lpips: LPIPS | None, folder: Path) -> Mapping[str, Any]:
+        """Return what a benchmark measures or writes besides: `scores` by name, and anything of its own.
+
+        video: uint8 (f, h, w, 3). folder: where its own files go, one a contestant.
         """
         ...
 

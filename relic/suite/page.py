@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,94 +16,27 @@ from torch import Tensor
 
 from relic.data.video import decode_video, encode_video
 from relic.suite.run import TRUTH, video_path
+from relic.suite.tables import TABLES, cell, number, table_html
 
 __all__ = ["STYLE", "image", "write_page"]
 
 STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } td, th { padding: .3rem 1rem; border-bottom: 1px solid #ddd; text-align: left; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
+table { border-collapse: collapse; }
+td, th { padding: .3rem 1rem; border-bottom: 1px solid #ddd; text-align: left; }
 figure { margin: 2rem 0; } img { display: block; margin: .4rem 0; max-width: 100%; }
 figure img { image-rendering: pixelated; min-width: 60%; } figcaption { color: #666; font-size: .9rem; }
 """
 OWN_STYLE: Final = """
 .scroll { overflow-x: auto; } td { white-space: nowrap; } td small { color: #777; }
-tr.beside td { color: #777; font-style: italic; } video { display: block; width: 100%; image-rendering: pixelated; }
+tr.beside td { color: #777; font-style: italic; }
+video { display: block; width: 100%; image-rendering: pixelated; }
 .notes li { margin: .3rem 0; } details { margin: .6rem 0; } .bad { color: #a33; }
 """
 GIVEN, MADE = (150, 150, 150), (214, 96, 36)  # the bar over a panel: true frames, generated frames
 BAR, GAP = 4, 4  # pixels
-
-
-class Column(NamedTuple):
-    """A score as a table shows it."""
-
-    name: str
-    title: str
-    best: str  # which way is better: up, down, or empty
-
-
-class Table(NamedTuple):
-    """A table over contestants, and which lines stand beside them as floors and ceilings."""
-
-    title: str
-    about: str
-    columns: tuple[Column, ...]
-    beside: tuple[tuple[str, str], ...] = ()
-
-
-TABLES: Final = (
-    Table(
-        "Does it remember? (after a true prefix, against truth)",
-        "Frames that show again what the true prefix showed before it left the view, against the true frame.",
-        (
-            Column("memory/psnr_revisit", "PSNR, dB", "up"), Column("memory/ssim_revisit", "SSIM", "up"),
-            Column("memory/lpips_revisit", "LPIPS", "down"), Column("memory/sharpness_ratio", "sharpness ratio", ""),
-            Column("memory/psnr_revisit_moved", "PSNR where it moved", "up"),
-            Column("memory/pairs", "pairs", ""), Column("memory/did_not_move", "did not move", "down"),
-        ),
-        (
-            ("_nearest_seen", "floor: the seen frame, shown again"), ("_copy_first", "floor: first frame, repeated"),
-            ("_autoencoder", "ceiling: the truth through the autoencoder"),
-        ),
-    ),
-    Table(
-        "Does it obey? (from the image alone)",
-        "Motion estimated from the video against the commanded one. The first line is the estimator's own floor.",
-        (
-            Column("action/rpe_trans", "RPE translation, Δ 1", "down"),
-            Column("action/rpe_trans_8", "Δ 8", "down"),
-            Column("action/rpe_rot_deg", "RPE rotation, ° Δ 1", "down"),
-            Column("action/rpe_rot_deg_8", "Δ 8", "down"),
-            Column("action/ate", "ATE", "down"), Column("action/coverage", "coverage", "up"),
-        ),
-    ),
-    Table(
-        "Does it agree with itself? (from the image alone)",
-        "Frames of one pose, before and after the view was left, where the estimated camera left and returned.",
-        (
-            Column("memory/psnr_self", "PSNR, dB", "up"), Column("memory/ssim_self", "SSIM", "up"),
-            Column("memory/lpips_self", "LPIPS", "down"), Column("memory/pairs_self", "pairs", ""),
-            Column("memory/did_not_move_self", "did not move", "down"),
-        ),
-        (("_away", "floor: the frame that sees least of it"),),
-    ),
-    Table(
-        "Frame by frame after the prefix (MIND's long-context memory)",
-        "Every generated frame of the memory cases against the true one, new views included.",
-        (
-            Column("memory/psnr_lcm", "PSNR, dB", "up"), Column("memory/ssim_lcm", "SSIM", "up"),
-            Column("memory/lpips_lcm", "LPIPS", "down"),
-        ),
-    ),
-    Table(
-        "Does it drift? (last second against the first)",
-        "Signed means over cases; what the camera sees changes these too, so read them beside the truth's.",
-        (
-            Column("drift/colour", "colour ΔE", ""), Column("drift/saturation", "saturation", ""),
-            Column("drift/exposure", "exposure", ""), Column("drift/sharpness", "sharpness, log₂", ""),
-        ),
-    ),
-)  # fmt: skip
+MOST_DB: Final = 45  # of the plot; equal frames are off it
 
 
 def write_page(path: Path, report: Mapping[str, Any], *, root: Path, shown: Sequence[str]) -> None:
@@ -118,21 +50,20 @@ def write_page(path: Path, report: Mapping[str, Any], *, root: Path, shown: Sequ
     """
     labels = [entry["label"] for entry in report["contestants"]]
     parts = [f"<h1>{html.escape(report['title'])}</h1>", _facts(report)]
-    parts += [_table(table, report["summary"], [TRUTH, *labels]) for table in TABLES]
+    parts += [table_html(table, report["summary"], [TRUTH, *labels]) for table in TABLES]
     parts += [_curves(report, labels), _by_part(report["summary"], [TRUTH, *labels])]
     parts += ["<h2>Videos</h2>", f"<p>Left to right: {html.escape(', '.join([TRUTH, *labels]))}. ", LEGEND]
     parts += [_figure(report, name, root=root, labels=[TRUTH, *labels]) for name in shown]
     parts += [_skipped(report), _all_cases(report)]
     body = "\n".join(part for part in parts if part)
-    page = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(report["title"])}</title>\n'
-        f"<style>{STYLE}{OWN_STYLE}</style>\n{body}\n</html>\n"
-    )
+    head = f'<meta charset="utf-8"><title>{html.escape(report["title"])}</title>'
+    page = f'<!doctype html>\n<html lang="en">{head}\n<style>{STYLE}{OWN_STYLE}</style>\n{body}\n</html>\n'
     path.write_text(page, encoding="utf-8")
 
 
 LEGEND: Final = (
-    "A grey bar over a picture marks true frames, an orange one generated frames. All videos are in the folder "
+    "A grey bar over a picture marks true frames, an orange one generated frames. All videos are in the "
+    "folder "
     "<code>videos</code>.</p>"
 )
 
@@ -150,7 +81,7 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows = {
         "cases": f"{report['cases_scored']} scored, {len(report['skipped'])} skipped (below)",
         "revisits": report["rule"],
-        "settings": ", ".join(f"{name} {value}" for name, value in report["settings"].items()),
+        "settings": ", ".join(f"{name} {_words(value)}" for name, value in report["settings"].items()),
         "made on": f"{made['device']}, {made['processor']}, commit {made['commit'] or 'unknown'}",
         "versions": ", ".join(f"{name} {value or 'missing'}" for name, value in made["versions"].items()),
         "intervals": report["intervals"],
@@ -165,60 +96,8 @@ def _facts(report: Mapping[str, Any]) -> str:
     return f'<ul class="notes">{missing}{items}{worlds}</ul>'
 
 
-def _table(table: Table, summary: Mapping[str, Any], labels: Sequence[str]) -> str:
-    """Return a table over all cases, empty if nothing of it was measured."""
-    rows = [(label, "", summary[label].get("all", {}), "") for label in labels]
-    rows += [
-        (f"{title} ({label})" if len(labels) > 2 and tail == "_autoencoder" else title, tail, found, "beside")
-        for tail, title in table.beside
-        for label, found in _distinct(summary, labels[1:], tail=tail, columns=table.columns)
-    ]
-    columns = [c for c in table.columns if any(c.name in found for _, _, found, _ in rows)]
-    if not columns:
-        return ""
-    arrows = {"up": " ↑", "down": " ↓", "": ""}
-    head = "".join(f"<th>{html.escape(c.title)}{arrows[c.best]}</th>" for c in columns)
-    lines = "".join(
-        f'<tr class="{kind}"><td>{html.escape(title)}</td>'
-        + "".join(f"<td>{_cell(found.get(c.name + tail))}</td>" for c in columns)
-        + "</tr>"
-        for title, tail, found, kind in rows
-    )
-    return (
-        f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.about)}</p>"
-        f'<div class="scroll"><table><tr><th></th>{head}</tr>{lines}</table></div>'
-    )
-
-
-def _distinct(
-    summary: Mapping[str, Any], labels: Sequence[str], *, tail: str, columns: Sequence[Column]
-) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Yield who has a line beside the others: floors of the truth are the same for all and are shown once."""
-    known: list[list[Any]] = []
-    for label in labels:
-        found = summary[label].get("all", {})
-        values = [found.get(column.name + tail) for column in columns]
-        if any(values) and values not in known:
-            known.append(values)
-            yield label, found
-
-
-def _cell(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    if "sum" in found:
-        return str(found["sum"])
-    if not found["cases"]:
-        return "–"
-    if found["cases"] == 1:
-        return _number(found["mean"])
-    return f"{_number(found['mean'])} <small>[{_number(found['low'])}, {_number(found['high'])}]</small>"
-
-
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) < 10 else f"{value:.2f}"
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _by_part(summary: Mapping[str, Any], labels: Sequence[str]) -> str:
@@ -232,7 +111,7 @@ def _by_part(summary: Mapping[str, Any], labels: Sequence[str]) -> str:
         head = "".join(f"<th>{html.escape(label)}</th>" for label in labels)
         lines = "".join(
             f"<tr><td>{html.escape(part)}</td>"
-            + "".join(f"<td>{_cell(summary[label].get(part, {}).get(name))}</td>" for label in labels)
+            + "".join(f"<td>{cell(summary[label].get(part, {}).get(name))}</td>" for label in labels)
             + "</tr>"
             for part in parts
         )
@@ -244,9 +123,14 @@ def _by_part(summary: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 
 def _skipped(report: Mapping[str, Any]) -> str:
+    """List what was skipped by its reason: a horizon is the same reason for many cases."""
+    reasons: dict[str, list[str]] = {}
+    for row in report["skipped"]:
+        reasons.setdefault(f"{row['contestant']}: {row['skipped']}", []).append(row["case"])
     items = "".join(
-        f"<li>{html.escape(row['case'])} ({html.escape(row['contestant'])}): {html.escape(row['skipped'])}</li>"
-        for row in report["skipped"]
+        f"<li><details><summary>{html.escape(reason)} ({len(names)} cases)</summary>"
+        f"{html.escape(', '.join(names))}</details></li>"
+        for reason, names in reasons.items()
     )
     return f"<h2>Skipped</h2><ul>{items}</ul>" if items else ""
 
@@ -262,7 +146,7 @@ def _all_cases(report: Mapping[str, Any]) -> str:
     lines = []
     for row in report["cases"]:
         cells = "".join(
-            f"<td>{'' if row['scores'].get(name) is None else _number(row['scores'][name])}</td>"
+            f"<td>{'' if row['scores'].get(name) is None else number(row['scores'][name])}</td>"
             for name in names
         )
         lines.append(
@@ -297,7 +181,7 @@ def _curves(report: Mapping[str, Any], labels: Sequence[str]) -> str:
         if points:
             places, values = zip(*points, strict=True)
             axes[0].plot(places, values, style, marker="o", label=title, color=None if not tail else "#999")
-    axes[0].set(title="PSNR at revisits", xlabel="seconds out of sight", ylabel="dB")
+    axes[0].set(title="PSNR at revisits", xlabel="seconds out of sight", ylabel="dB", ylim=(None, MOST_DB))
     if axes[0].lines:
         axes[0].legend(fontsize=7)
     for axis, name in zip(axes[1:], ("saturation", "exposure", "sharpness"), strict=True):
@@ -320,7 +204,9 @@ def _curves(report: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 
 def since_last_seen(found: Mapping[str, Any], *, tail: str = "") -> list[tuple[float, float]]:
-    """Return (seconds, PSNR) from the scores by time out of sight: the middle of each bin, its start if open."""
+    """Return (seconds, PSNR) from the scores by time out of sight: the middle of each bin, its start if
+    open.
+    """
     points = []
     for name, value in found.items():
         match = re.fullmatch(rf"memory/psnr_revisit{tail}_after_([\d.]+)(?:_([\d.]+))?s(?:_up)?", name)

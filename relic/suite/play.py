@@ -43,7 +43,8 @@ class Contestant:
 def parse_policy(text: str, *, own: AnyPolicy) -> AnyPolicy:
     """Read a memory policy: `full`, `window:8`, `sink_window:1:8`, `compressed`, `compressed:8`, `own`.
 
-    own: What `own` stands for. `compressed` takes its schedule from there if that is compressed, else the paper's.
+    own: What `own` stands for. `compressed` takes its schedule from there if that is compressed, else the
+        paper's.
 
     Raises:
         ValueError: If it is none of these.
@@ -88,7 +89,8 @@ def play(
 ) -> Tensor:
     """Generate a clip from its true first frames and its actions -> uint8 (f, h, w, 3), the prefix as it is.
 
-    Actions are the clip's poses in units of its `d_bar`. The prompt is the caption of the first segment, throughout.
+    Actions are the clip's poses in units of its `d_bar`. The prompt is the caption of the first segment,
+    throughout.
 
     Args:
         world: What is played.

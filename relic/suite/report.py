@@ -72,7 +72,7 @@ def build_report(
 
 
 def write_report(out: Path, report: Mapping[str, Any]) -> None:
-    """Write `report.json` and `report.html` into the folder of a run, whose videos are shown: one case a group."""
+    """Write `report.json` and `report.html`, with the videos of one case a group, into a run's folder."""
     first: dict[str, str] = {}
     for row in report["cases"]:
         if row["contestant"] != TRUTH:

@@ -2,6 +2,7 @@
 
 OUT/videos/<contestant>/<case>.mp4    what was seen; `truth` is one of the folders
 OUT/cases/<contestant>/<case>.json    its scores, written last: the mark of a finished case
+OUT/theirs/<contestant>/...           files that another benchmark's own tools read
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Play and score what is not finished yet; return the records of all, in order.
 
-    A record holds case, contestant, group, measures, words, seconds, prefix, scores (None where NaN) and look;
-    one of a skipped case `skipped`, the reason, instead of scores.
+    A record holds case, contestant, group, measures, words, seconds, prefix, scores (None where NaN) and
+    look; one of a skipped case `skipped`, the reason, instead of scores.
 
     Args:
         cases: What is played.
@@ -106,6 +107,10 @@ def _finish(
             scores = score_video(
                 video, clip, prefix=prefix, measures=case.measures, judges=judges, reconstruction=rebuilt
             )
+            folder = out / "theirs" / folder_of(_label(contestant))
+            extras = dict(case.extras(video, clip, lpips=judges.lpips, folder=folder))
+            scores |= extras.pop("scores", {})
+            record |= extras
             record |= {
                 "prefix": prefix, "fps": clip.fps, "provenance": dict(clip.provenance),
                 "prompt": clip.captions[0] if clip.captions else "",

@@ -1,4 +1,4 @@
-"""The action scripts of a suite, read from the package's data: what is held, for how long, and what it measures."""
+"""The action scripts of a suite, from the package's data: what is held, how long, and what it measures."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Script:
         number: Its place among the scripts of its group and length.
         seconds: Its length.
         words: What is held, in the language of `relic.ops.actions.parse_script`.
-        measures: "action": all but the image is generated, and motion is scored; "memory": the outward path is
-            shown as truth, and what comes after is scored against truth as well.
+        measures: "action": all but the image is generated, and motion is scored; "memory": the outward path
+            is shown as truth, and what comes after is scored against truth as well.
         repeat: How often the words are played.
         gamma: Speed of the words: 1 is d̄, or 2 degrees, a frame.
         outward: Frames after the image that lead away.

@@ -85,7 +85,7 @@ def _summary(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, 
 
 def machine(device: str) -> dict[str, Any]:
     """Return what a run is made on: device, processor, versions, and the commit of a checkout."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = version(name)

@@ -1,4 +1,4 @@
-"""What a scripted path really looks like: a start that keeps it in free space, filmed by the engine, kept on disk.
+"""What a scripted path really looks like: a start that keeps it in free space, filmed, kept on disk.
 
 A scripted action becomes engine motion with the world's d̄, and the clip carries that d̄, never its own.
 """
@@ -23,6 +23,7 @@ from relic.engine.capture import Backend, choose_backend
 from relic.engine.recording import ENGINE, film
 from relic.engine.scenes import Scene
 from relic.engine.space import FreeSpace
+from relic.metrics.similarity import LPIPS
 from relic.ops.actions import integrate
 from relic.ops.camera import rigid, rotation_from_angles
 from relic.ops.randomness import derive_seed
@@ -132,15 +133,21 @@ class ScriptedCase:
                 return clip
         length = float((poses[1:, :3, 3] - poses[:-1, :3, 3]).norm(dim=-1).sum())
         raise NoTruth(
-            f"no start keeps the path clear of walls and furniture in {SCENES} scenes, {STARTS} starts each: it "
+            f"no start keeps the path clear of walls and furniture in {SCENES} scenes, {STARTS} starts "
+            f"each: it "
             f"is {length:.1f} m long at d_bar={setting.d_bar:g} m a frame."
         )
+
+    def extras(self, video: Tensor, truth: Clip, *, lpips: LPIPS | None, folder: Path) -> dict[str, Any]:
+        """Nothing: all of it is measured for every suite."""
+        return {}
 
 
 def find_start(scene: Scene, path: Tensor, *, seed: int) -> Tensor | None:
     """Return a first pose (4, 4) from which a path stays in free space, level and with something in view.
 
-    The same for equal arguments; None if none of many draws will do. path: (f, 4, 4) from the identity, metres.
+    The same for equal arguments; None if none of many draws will do. path: (f, 4, 4) from the identity,
+    metres.
     """
     rng = np.random.default_rng(derive_seed("start", scene.seed, scene.index, seed))
     space = FreeSpace(scene)

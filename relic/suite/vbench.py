@@ -1,8 +1,8 @@
-"""VBench's six dimensions for any video, by running the user's own `vbench` in a subprocess: MP4s in, JSON out.
+"""VBench's six dimensions for any video, by the user's own `vbench` in a subprocess: MP4s in, JSON out.
 
-Written against the command line of VBench 0.1 (`vbench evaluate --mode=custom_input`) and its result files. It was
-not run here: its networks are downloaded by VBench itself and take a GPU. Install it apart (`pip install vbench`),
-in an environment of its own, and name its command.
+Written against the command line of VBench 0.1 (`vbench evaluate --mode=custom_input`) and its result files.
+It was not run here: its networks are downloaded by VBench itself and take a GPU. Install it apart (`pip
+install vbench`), in an environment of its own, and name its command.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def run_vbench(
 ) -> dict[str, float]:
     """Score all MP4s of a folder -> the mean of each dimension, as VBench gives it.
 
-    A run a dimension, because its command line takes one. It ends with 0 even where it failed, so what counts is
-    whether a result was written.
+    A run a dimension, because its command line takes one. It ends with 0 even where it failed, so what
+    counts is whether a result was written.
 
     Args:
         videos: Folder of MP4s, nothing else in it.
@@ -49,8 +49,8 @@ def run_vbench(
 
     Raises:
         VBenchUnavailable: If the command is not found.
-        ValueError: If there is no video, a dimension takes no custom video, or a path holds a blank (VBench's own
-            command passes paths through a shell).
+        ValueError: If there is no video, a dimension takes no custom video, or a path holds a blank
+            (VBench's own command passes paths through a shell).
         RuntimeError: If no result was written; it ends with what VBench said.
     """
     folder = Path(videos).resolve()
@@ -67,8 +67,8 @@ def run_vbench(
         )
     if shutil.which(command[0]) is None:
         raise VBenchUnavailable(
-            f"VBench: not measured, {command[0]!r} was not found; pip install vbench in an environment of its own "
-            "and name its command."
+            f"VBench: not measured, {command[0]!r} was not found; pip install vbench in an environment of "
+            "its own and name its command."
         )
     scores = {}
     for dimension in dimensions:
@@ -99,7 +99,8 @@ def read_results(path: str | Path) -> dict[str, float]:
         scores = {str(name): float(value[0]) for name, value in found.items()}
     except (json.JSONDecodeError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a result of VBench ({error}); it must map each dimension to [mean, [one entry a video]]."
+            f"{path} is not a result of VBench ({error}); it must map each dimension to [mean, [one entry a "
+            "video]]."
         ) from error
     odd = [name for name, value in scores.items() if not math.isfinite(value)]
     if odd:

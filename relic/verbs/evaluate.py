@@ -1,4 +1,4 @@
-"""`relic evaluate`: play a suite with one or several worlds and write what they remember and how they obey."""
+"""`relic evaluate`: play a suite with one or several worlds, score it and write the report."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def evaluate(
     )
     settings: dict[str, Any] = {
         "suite": suite, "size": f"{clip.height}x{clip.width}", "fps": clip.fps, "seed": seed,
-        "noise_seed": noise_seed, "device": place, "lpips": judges.lpips is not None, "rule": str(judges.rule),
+        "noise_seed": noise_seed, "device": place, "lpips": judges.lpips is not None, "rule":
+        str(judges.rule),
         "contestants": [f"{c.label}: {c.world.config.policy}, student {c.world.name}" for c in contestants],
     }  # fmt: skip
     with alone(root):
@@ -132,20 +133,20 @@ def load_contestants(bundles: Sequence[str], *, policies: Sequence[str], device:
         for text in policies:
             kind = parse_policy(text, own=world.config.policy)
             played = replace(world, config=replace(world.config, policy=kind))
-            label = name if tuple(policies) == ("own",) else f"{name}, {text}"
+            label = name if tuple(policies) == ("own",) else f"{name} ({text})"
             found.append(Contestant(label=label, world=played))
     folders = [folder_of(contestant.label) for contestant in found]
     if len(set(folders)) < len(folders) or "truth" in folders:
         raise ValueError(
-            f"contestants are called {', '.join(c.label for c in found)}; they must differ, and none be called "
-            "truth: rename a bundle's folder, or name no policy twice."
+            f"contestants are called {', '.join(c.label for c in found)}; they must differ, and none be "
+            "called truth: rename a bundle's folder, or name no policy twice."
         )
     for other in found[1:]:
         for what, ours, theirs in _shared(found[0].world, other.world):
             if ours != theirs:
                 raise ValueError(
-                    f"{found[0].label} has {what} {ours}, {other.label} {theirs}; only worlds that are played on "
-                    "the same truth fit in one table: evaluate them apart."
+                    f"{found[0].label} has {what} {ours}, {other.label} {theirs}; only worlds that are "
+                    "played on the same truth fit in one table: evaluate them apart."
                 )
     return found
 
@@ -165,8 +166,8 @@ def check_lengths(cases: Sequence[Case], contestants: Sequence[Contestant]) -> N
     ]
     if all(reasons):
         raise ValueError(
-            f"none of the {len(cases)} cases can be played: {reasons[0]}. Take shorter ones (--seconds), or export "
-            "the world with --max_latents, which makes it endless."
+            f"none of the {len(cases)} cases can be played: {reasons[0]}. Take shorter ones (--seconds), or "
+            "export the world with --max_latents, which makes it endless."
         )
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from relic.ops.actions import CHANNELS, STATIC, integrate
 from relic.engine.capture import intrinsics_of
 from relic.metrics import find_revisits
+from relic.ops.actions import CHANNELS, STATIC, integrate
 from relic.suite.scripts import load_scripts, parse_suite, prefix_frames, select_scripts
 
 SCRIPTS = load_scripts("relic")
@@ -24,7 +24,7 @@ def test_what_says_that_it_returns_does(script):
     assert torch.allclose(poses[-1], poses[0], atol=1e-9)
     turned = (poses[:, :3, 2] @ poses[0, :3, 2]).clamp(-1, 1).arccos()
     assert torch.rad2deg(turned).max() > 60, "the view is left in between"
-    assert script.measures == "memory" and 0 < script.outward
+    assert script.measures == "memory" and script.outward > 0
 
 
 def test_memory_groups_return_and_leave_frames_after_the_outward_path():

@@ -7,8 +7,8 @@ from relic.engine.building import make_scene
 from relic.engine.space import CLEARANCE, FreeSpace
 from relic.ops.actions import encode_actions, integrate, parse_script
 from relic.ops.camera import invert_rigid
-from relic.suite.scripts import load_scripts
 from relic.suite.case import NoTruth
+from relic.suite.scripts import load_scripts
 from relic.suite.truth import ScriptedCase, Setting, find_start
 
 pytest.importorskip("panda3d")
