@@ -45,6 +45,11 @@ def build_report(
     scored = [row for row in records if "scores" in row]
     skipped = {(row["case"], row["contestant"], row["skipped"]): row for row in records if "skipped" in row}
     labels = [TRUTH, *(contestant.label for contestant in contestants)]
+    summary = {label: summarise(r for r in scored if r["contestant"] == label) for label in labels}
+    for label, dimensions in (vbench or {}).items():
+        for name, value in dimensions.items():  # one number of all videos: no interval
+            row = {"mean": value, "low": value, "high": value, "cases": None}
+            summary[label].setdefault("all", {})[f"vbench/{name}"] = row
     return _finite(
         {
             "format": FORMAT,
@@ -63,8 +68,7 @@ def build_report(
                 for c in contestants
             ],
             "cases_scored": len({row["case"] for row in scored}),
-            "summary": {label: summarise(r for r in scored if r["contestant"] == label) for label in labels},
-            "vbench": dict(vbench or {}),
+            "summary": summary,
             "skipped": [dict(row) for row in skipped.values() if row["contestant"] != TRUTH],
             "cases": [dict(row) for row in scored],
         }

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from relic.suite.vbench import DIMENSIONS
+
 __all__ = ["TABLES", "Column", "Table", "cell", "number", "table_html"]
 
 
@@ -78,6 +80,20 @@ TABLES: Final = (
         ),
     ),
     Table(
+        "The phases of MemoBench (object in view, gone, back)",
+        "Frame by frame against the true video, from the image alone.",
+        (
+            Column("phase/psnr_visible", "PSNR in view", "up"), Column("phase/psnr_gone", "gone", "up"),
+            Column("phase/psnr_back", "back", "up"), Column("phase/ssim_back", "SSIM back", "up"),
+            Column("phase/lpips_back", "LPIPS back", "down"),
+        ),
+    ),
+    Table(
+        "VBench (videos of the action cases, not run by us)",
+        "The six dimensions for any video, as VBench gives them.",
+        tuple(Column(f"vbench/{name}", name.replace("_", " "), "up") for name in DIMENSIONS),
+    ),
+    Table(
         "Does it drift? (last second against the first)",
         "Signed means over cases; what the camera sees changes these too, so read them beside the truth's.",
         (
@@ -131,7 +147,7 @@ def cell(found: Mapping[str, Any] | None) -> str:
         return ""
     if "sum" in found:
         return str(found["sum"])
-    if not found["cases"]:
+    if found["cases"] == 0:
         return "–"
     if found["low"] == found["high"]:
         return number(found["mean"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +15,14 @@ from relic.data.claim import alone, claim
 from relic.engine.capture import Backend
 from relic.metrics import LPIPS, LPIPSUnavailable, RevisitRule, load_lpips
 from relic.suite.case import Case
+from relic.suite.memobench import find_memobench
+from relic.suite.mind import MindCase, find_mind, mind_result
 from relic.suite.play import Contestant, parse_policy, why_not
+from relic.suite.recordings import Shape
 from relic.suite.report import build_report, write_report
 from relic.suite.run import folder_of, run, video_path
 from relic.suite.score import Judges
-from relic.suite.scripts import load_scripts, select_scripts
+from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
 from relic.suite.vbench import VBenchUnavailable, run_vbench
@@ -27,13 +31,15 @@ from relic.world import World
 __all__ = ["evaluate"]
 
 SETTINGS = "evaluation.json"
+ENDLESS = 961  # frames that a world without a horizon is asked for, a minute
 LEAST_SIDE = 32  # pixels: less is too small for LPIPS
 
 
 def evaluate(
     bundle: str,
     *,
-    suite: Literal["relic"] = "relic",
+    suite: Literal["relic", "mind", "memobench"] = "relic",
+    data: str | None = None,
     out: str = "runs/evaluation",
     beside: tuple[str, ...] = (),
     policy: tuple[str, ...] = ("own",),
@@ -55,7 +61,8 @@ def evaluate(
 
     Args:
         bundle: Folder of the world, from relic export.
-        suite: Which suite.
+        suite: Scripts in the engine's scenes (relic), or the clips of a benchmark's folder (mind, memobench).
+        data: That folder.
         out: Folder of the run.
         beside: Further bundles, of the same size, rate, block length and d_bar.
         policy: Memories that each bundle is played with: own, full, window:8, sink_window:1:8, compressed:8.
@@ -70,34 +77,42 @@ def evaluate(
         backend: Renderer.
         device: Where to compute; auto takes a GPU if there is one, and bf16 there.
     """
-    scripts = select_scripts(load_scripts(suite), groups=groups, seconds=seconds)
-    if scenes < 1:
-        raise ValueError(f"scenes={scenes} must be at least 1.")
+    scripts = check_words(
+        suite, data=data, groups=groups, seconds=seconds, scenes=scenes
+    )  # a wrong word fails before anything is loaded
     place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     contestants = load_contestants((bundle, *beside), policies=policy, device=place)
     first = contestants[0].world
     clip = first.config.clip
-    setting = Setting(
-        size=(clip.height, clip.width), fps=clip.fps, d_bar=first.d_bar, seed=seed, backend=backend
-    )
-    root = Path(out)
-    truths = Path(cache) if cache else root / "truth"
-    cases: list[Case] = [
-        ScriptedCase(script=script, scene=scene, setting=setting, cache=truths)
-        for script in scripts
-        for scene in range(scenes)
-    ]
+    size, root = (clip.height, clip.width), Path(out)
+    cases: list[Case]
+    if data is None:
+        setting = Setting(size=size, fps=clip.fps, d_bar=first.d_bar, seed=seed, backend=backend)
+        truths = Path(cache) if cache else root / "truth"
+        cases = [
+            ScriptedCase(script=script, scene=scene, setting=setting, cache=truths)
+            for script in scripts
+            for scene in range(scenes)
+        ]
+    else:
+        cases = recorded_cases(suite, data, contestants, groups=groups)
     check_lengths(cases, contestants)
     not_measured: list[str] = []
     judges = Judges(
-        rule=RevisitRule(), lpips=find_lpips(lpips, size=setting.size, device=place, missing=not_measured)
+        rule=RevisitRule(), lpips=find_lpips(lpips, size=size, device=place, missing=not_measured)
     )
     settings: dict[str, Any] = {
-        "suite": suite, "size": f"{clip.height}x{clip.width}", "fps": clip.fps, "seed": seed,
-        "noise_seed": noise_seed, "device": place, "lpips": judges.lpips is not None, "rule":
-        str(judges.rule),
+        "suite": suite,
+        "data": data,
+        "size": f"{clip.height}x{clip.width}",
+        "fps": clip.fps,
+        "seed": seed,
+        "noise_seed": noise_seed,
+        "device": place,
+        "lpips": judges.lpips is not None,
+        "rule": str(judges.rule),
         "contestants": [f"{c.label}: {c.world.config.policy}, student {c.world.name}" for c in contestants],
-    }  # fmt: skip
+    }
     with alone(root):
         claim(root, settings, file=SETTINGS, meaning={})
         print(f"evaluate   {len(cases)} cases, {', '.join(c.label for c in contestants)}; {place}")
@@ -111,10 +126,68 @@ def evaluate(
             vbench=dimensions,
         )  # fmt: skip
         write_report(root, report)
+        if suite == "mind":
+            write_mind_results(cases, contestants, records, root=root)
     for text in not_measured:
         print(f"missing    {text}")
     print(f"scored     {report['cases_scored']} cases, {len(report['skipped'])} skipped")
     print(f"wrote      {root / 'report.html'} and {root / 'report.json'}")
+
+
+def check_words(
+    suite: str, *, data: str | None, groups: Sequence[str], seconds: Sequence[int], scenes: int
+) -> tuple[Script, ...]:
+    """Return the scripts that were asked for, none of a recorded suite.
+
+    Raises:
+        ValueError: If options don't exist or don't go together.
+    """
+    if scenes < 1:
+        raise ValueError(f"scenes={scenes} must be at least 1.")
+    if suite in SUITES:
+        if data is not None:
+            raise ValueError(f"data={data} is for mind and memobench; the suite {suite} films its own truth.")
+        return select_scripts(load_scripts(suite), groups=groups, seconds=seconds)
+    if data is None:
+        raise ValueError(f"suite={suite} needs --data, the folder of that benchmark.")
+    if seconds or scenes != 1:
+        raise ValueError(f"seconds and scenes choose scripts; the clips of {suite} are as they are.")
+    return ()
+
+
+def recorded_cases(
+    suite: str, data: str, contestants: Sequence[Contestant], *, groups: Sequence[str]
+) -> list[Case]:
+    """Find the clips of a benchmark's folder, cut to what all contestants can play."""
+    world = contestants[0].world
+    shape = Shape.of(
+        world.config.clip,
+        d_bar=world.d_bar,
+        most_frames=min(ENDLESS if c.world.endless else c.world.config.clip.max_frames for c in contestants),
+    )
+    cases: list[Case] = []
+    cases += find_mind(data, shape=shape) if suite == "mind" else find_memobench(data, shape=shape)
+    known = dict.fromkeys(case.group for case in cases)
+    unknown = [group for group in groups if group not in known]
+    if unknown:
+        raise ValueError(f"groups: {', '.join(unknown)} is not among {', '.join(known)}.")
+    return [case for case in cases if not groups or case.group in groups]
+
+
+def write_mind_results(
+    cases: Sequence[Case], contestants: Sequence[Contestant], records: Sequence[dict[str, Any]], *, root: Path
+) -> None:
+    """Write a result.json in MIND's form for each contestant."""
+    for contestant in contestants:
+        rows = {row["case"]: row for row in records if row["contestant"] == contestant.label}
+        entries = [
+            (case, rows[case.name].get("mind") or {"error": rows[case.name]["skipped"]})
+            for case in cases
+            if isinstance(case, MindCase)
+        ]
+        path = root / "theirs" / folder_of(contestant.label) / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mind_result(entries), indent=1), encoding="utf-8")
 
 
 def load_contestants(bundles: Sequence[str], *, policies: Sequence[str], device: str) -> list[Contestant]:
