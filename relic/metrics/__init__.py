@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relic.metrics.closure import Closeness, loop_closure, mind_gsc, mind_lcm
-    from relic.metrics.drift import DriftScore, Look, drift, look
+    from relic.metrics.drift import DriftScore, Look, drift_of, look
     from relic.metrics.retrieval import (
         PairScores,
         RevisitScore,
@@ -40,7 +40,7 @@ __all__ = [
     "RevisitRule",
     "RevisitScore",
     "SelfRevisitScore",
-    "drift",
+    "drift_of",
     "find_revisits",
     "load_lpips",
     "look",
@@ -71,7 +71,7 @@ _HOMES = {
     "RevisitRule": "revisit",
     "RevisitScore": "retrieval",
     "SelfRevisitScore": "retrieval",
-    "drift": "drift",
+    "drift_of": "drift",
     "find_revisits": "revisit",
     "load_lpips": "similarity",
     "look": "drift",

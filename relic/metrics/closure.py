@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from relic.metrics.similarity import check_same, check_video, psnr, ssim
+from relic.metrics.similarity import by_chunks, check_same, check_video, psnr, ssim
 
 __all__ = ["Closeness", "loop_closure", "mind_gsc", "mind_lcm"]
 
@@ -76,7 +76,7 @@ def loop_closure(generated: Tensor, *, lpips: FrameScore | None = None) -> Close
 
 
 def _closeness(video: Tensor, truth: Tensor, lpips: FrameScore | None) -> Closeness:
-    decibels = psnr(video, truth)
+    decibels = by_chunks(psnr, video, truth)
     return Closeness(
         mse=float((10 ** (-decibels.double() / 10)).mean()),
         psnr=float(decibels.mean()),

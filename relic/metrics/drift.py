@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from relic.metrics.similarity import check_same, check_video, luma, sharpness
 
-__all__ = ["DriftScore", "Look", "drift", "look"]
+__all__ = ["DriftScore", "Look", "drift_of", "look"]
 
 CHUNK_PIXELS: Final = 2**20
 XYZ_OF_RGB = (  # linear sRGB -> XYZ over the white point D65 (IEC 61966-2-1)
@@ -53,7 +53,7 @@ def look(video: Tensor) -> Look:
     return Look(lightness, green_red, blue_yellow, saturation, exposure, sharpness(video))
 
 
-def drift(
+def drift_of(
     video: Tensor, *, fps: float, seconds: float = 1.0, truth: Tensor | None = None
 ) -> dict[str, float]:
     """Return the change of the mean look of the last seconds against that of the first ones.
@@ -97,8 +97,8 @@ def drift(
 class DriftScore(Metric):
     """Accumulate the mean size of drift over clips and processes: |change|, so that signs do not cancel.
 
-    `compute` returns the names of `drift`. Changes that are not finite (an end without any detail) count as
-    `drift/not_finite` and are left out of the means.
+    `compute` returns the names of `drift_of`. Changes that are not finite (an end without any detail) are
+    counted as `drift/not_finite` and left out of the means.
 
     Args:
         seconds: Length of either end of a clip.
@@ -120,8 +120,8 @@ class DriftScore(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, video: Tensor, *, fps: float, truth: Tensor | None = None) -> None:
-        """Add a clip; as `drift`."""
-        changes = drift(video, fps=fps, seconds=self.seconds, truth=truth)
+        """Add a clip; as `drift_of`."""
+        changes = drift_of(video, fps=fps, seconds=self.seconds, truth=truth)
         values = torch.tensor(list(changes.values()), dtype=torch.float64).abs().to(self.totals.device)
         finite = values.isfinite()
         self.totals[: len(values)] += values.where(finite, 0.0)

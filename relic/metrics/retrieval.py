@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from relic.metrics.revisit import RevisitPairs, RevisitRule, find_revisits, near_identical, verified
-from relic.metrics.similarity import check_same, psnr, sharpness, ssim
+from relic.metrics.similarity import by_chunks, check_same, psnr, sharpness, ssim
 from relic.types import Clip
 
 __all__ = ["PairScores", "RevisitScore", "SelfRevisitScore", "score_frames", "self_revisit", "truth_revisit"]
@@ -24,6 +24,7 @@ __all__ = ["PairScores", "RevisitScore", "SelfRevisitScore", "score_frames", "se
 FrameScore = Callable[[Tensor, Tensor], Tensor]
 
 GAP_BINS_S: Final = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # the last one is open
+ROUNDING_DB: Final = 60.0  # a frame counts no more: 59 dB is what rounding to 8 bits leaves
 ROWS: Final = ("psnr", "ssim", "lpips", "sharpness", "sharpness_truth")
 
 
@@ -47,15 +48,16 @@ class PairScores(NamedTuple):
 def score_frames(frames: Tensor, wanted: Tensor, *, lpips: FrameScore | None = None) -> PairScores:
     """Score frames against the wanted ones. Both uint8 (n, h, w, 3), n may be 0 -> (n,) each, on the CPU.
 
+    PSNR counts at most 60 dB, where rounding to 8 bits ends it, so that a few equal frames (floors show true
+    ones) do not make a mean.
     lpips: from `relic.metrics.load_lpips`, or None to leave it out.
     """
     if not len(frames) and not len(wanted):
         none = torch.zeros(0)
         return PairScores(none, none, None if lpips is None else none, none, none)
     check_same(frames, wanted, name="frames", other="wanted")
-    scored = [psnr(*pair) for pair in zip(frames.split(64), wanted.split(64), strict=True)]
     return PairScores(
-        torch.cat(scored).cpu(),
+        by_chunks(psnr, frames, wanted).clamp(max=ROUNDING_DB).cpu(),
         ssim(frames, wanted).cpu(),
         None if lpips is None else lpips(frames, wanted).cpu(),
         sharpness(frames).cpu(),
@@ -74,7 +76,7 @@ def truth_revisit(
     """Score revisits against the true frames, with what stands beside them.
 
     `generated`; the floors `copy_first` (the first true frame) and `nearest_seen` (the true frame `seen`,
-    shown at `now`: a perfect memory that does not know where the camera is); the ceiling `autoencoder` if a
+    shown at `now`: a perfect lookup, which exact returns make the truth); the ceiling `autoencoder` if a
     reconstruction is given. Videos: uint8 (f, h, w, 3).
 
     Raises:
@@ -299,7 +301,7 @@ class SelfRevisitScore(_PairMeans):
     | `…_away` | floor: the generated frame that sees least of the view, shown at `now` |
     | `…_truth`, `…_autoencoder` | ceilings: true frames, and reconstructed ones where they are given |
     | `memory/psnr_self…_after_2_4s` | by seconds out of sight |
-    | `memory/pairs_self`, `memory/clips_self`, `memory/no_pair_self` | pairs scored, clips given, without one |
+    | `memory/pairs_self`, `memory/clips_self`, `memory/no_pair_self` | pairs scored, clips, those without |
     | `memory/did_not_move_self` | clips with pairs, none of them verified: counted, not scored |
 
     Args:

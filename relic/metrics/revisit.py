@@ -1,7 +1,8 @@
 """Revisits: frames of a camera path that show a view again after it was out of sight, found from poses.
 
 There is no depth, so co-visibility is the overlap of frusta over a band of depths
-(`relic.ops.covisibility.frustum_overlap`): exact for turns, optimistic through walls.
+(`relic.ops.covisibility.frustum_overlap`). Frusta pass through walls, so the two cameras must also stand
+close together.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class RevisitRule:
 
     Args:
         covisibility: Share of the view that an earlier frame must have seen, in (0, 1].
+        apart: Farthest that frame and this one may stand apart, in d̄: beyond the nearest depth of the band
+            (8 d̄) a wall may be between them. Positive.
         gap_seconds: How long the view must have been out of sight: from the last frame before it left that
             saw this share to the first one after. Positive.
         left_below: The view has left when a frame in between sees less than this share of it; below
@@ -42,6 +45,7 @@ class RevisitRule:
     """
 
     covisibility: float = 0.8
+    apart: float = 8.0
     gap_seconds: float = 1.0
     left_below: float = 0.3
     slack: float = 0.15
@@ -56,8 +60,9 @@ class RevisitRule:
                 f"left_below={self.left_below} must be above 0 and below covisibility={self.covisibility}: "
                 "between them a view neither left nor returned."
             )
-        if not self.gap_seconds > 0:
-            raise ValueError(f"gap_seconds={self.gap_seconds} must be positive; use 1.")
+        for name, usual in (("apart", 8), ("gap_seconds", 1)):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive; use {usual}.")
         if not 0 <= self.slack < (self.covisibility - self.left_below) / 2:
             raise ValueError(
                 f"slack={self.slack} must be at least 0 and less than half the way from "
@@ -70,9 +75,9 @@ class RevisitRule:
 
     def __str__(self) -> str:
         return (
-            f"co-visibility ≥ {self.covisibility:g}, out of sight ≥ {self.gap_seconds:g} s, left below "
-            f"{self.left_below:g}; estimated cameras ± {self.slack:g}; near-identical poses within "
-            f"{self.same_position:g} d̄ and {self.same_turn_deg:g}°"
+            f"co-visibility ≥ {self.covisibility:g} from ≤ {self.apart:g} d̄ apart, out of sight ≥ "
+            f"{self.gap_seconds:g} s, left below {self.left_below:g}; estimated cameras ± {self.slack:g}; "
+            f"near-identical poses within {self.same_position:g} d̄ and {self.same_turn_deg:g}°"
         )
 
 
@@ -107,9 +112,10 @@ def find_revisits(
 ) -> RevisitPairs:
     """Find the frames of a path that show again what had left the view.
 
-    A frame `now` is a revisit if some frames before it saw at least `rule.covisibility` of its view, the view
-    left since (`rule.left_below`), and was out of sight for `rule.gap_seconds`. Of the frames before it left,
-    `seen` is the most co-visible one; of equals, the one of the nearest pose, then the latest.
+    A frame `now` is a revisit if some frames before it saw at least `rule.covisibility` of its view from
+    within `rule.apart`, the view left since (`rule.left_below`), and was out of sight for `rule.gap_seconds`.
+    Of the frames before it left, `seen` is the most co-visible one; of equals, the one of the nearest pose,
+    then the latest.
 
     Args:
         c2w: (f, 4, 4), scene units.
@@ -140,7 +146,8 @@ def find_revisits(
         out = (shares < rule.left_below).nonzero()[:, 0]
         if not len(out):
             continue
-        sees = shares >= rule.covisibility
+        steps = (poses[: frame + 1, :3, 3] - poses[frame, :3, 3]).norm(dim=-1)
+        sees = (shares >= rule.covisibility) & (steps <= rule.apart)
         last_out = int(out[-1])
         before = sees[:last_out].nonzero()[:, 0]
         known = before if prefix_frames is None else before[before < prefix_frames]
@@ -154,7 +161,7 @@ def find_revisits(
         far = _distance(poses[best], poses[frame])
         source = int(best[far <= far.min() + 1e-9][-1])
         rows.append((frame, source, source + int(shares[source:frame].argmin()), unseen))
-    now, seen, away, gap = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1)
+    now, seen, away, gap = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).T.contiguous()
     return RevisitPairs(now.long(), seen.long(), away.long(), gap)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "LPIPS",
     "FrameMean",
     "LPIPSUnavailable",
+    "by_chunks",
     "check_same",
     "check_video",
     "load_lpips",
@@ -89,7 +90,7 @@ def ssim(video: Tensor, truth: Tensor) -> Tensor:
     check_same(video, truth)
     if min(video.shape[1:3]) < WINDOW:
         raise ValueError(f"SSIM needs sides of at least {WINDOW} pixels, got {tuple(video.shape[1:3])}.")
-    return _by_chunks(_ssim, video, truth)
+    return by_chunks(_ssim, video, truth)
 
 
 def sharpness(video: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def sharpness(video: Tensor) -> Tensor:
     check_video(video)
     if min(video.shape[1:3]) < 3:
         raise ValueError(f"Sharpness needs sides of at least 3 pixels, got {tuple(video.shape[1:3])}.")
-    return _by_chunks(_sharpness, video)
+    return by_chunks(_sharpness, video)
 
 
 def sharpness_ratio(video: Tensor, truth: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class LPIPS(nn.Module):
         check_same(video, truth)
         if min(video.shape[1:3]) < LEAST_SIDE:
             raise ValueError(f"LPIPS needs sides of {LEAST_SIDE} pixels, got {tuple(video.shape[1:3])}.")
-        return _by_chunks(self._distance, video, truth)
+        return by_chunks(self._distance, video, truth)
 
     def _distance(self, video: Tensor, truth: Tensor) -> Tensor:
         total = torch.zeros(len(video), device=self.get_buffer("scale").device)
@@ -248,7 +249,7 @@ class FrameMean(Metric):
     def update(self, video: Tensor, truth: Tensor) -> None:
         """Add the frames of a clip. video, truth: uint8 (f, h, w, 3)."""
         check_same(video, truth)
-        self.total += self.score(video, truth).double().sum().to(self.total)
+        self.total += by_chunks(self.score, video, truth).double().sum().to(self.total)
         self.frames += len(video)
 
     def compute(self) -> Tensor:
@@ -259,7 +260,7 @@ class FrameMean(Metric):
 # -- in pieces ---------------------------------------------------------------------------------------------
 
 
-def _by_chunks(score: Callable[..., Tensor], *videos: Tensor) -> Tensor:
+def by_chunks(score: Callable[..., Tensor], *videos: Tensor) -> Tensor:
     """Score a few frames at a time, so that a long clip takes no more memory than a short one."""
     height, width = videos[0].shape[1:3]
     frames = max(1, CHUNK_PIXELS // (height * width))

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +10,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from relic.metrics import FrameMean, LPIPSUnavailable, load_lpips, psnr, sharpness, sharpness_ratio, ssim
 from relic.metrics.similarity import ALEXNET_FILE, CHUNK_PIXELS
+from tests.metrics.videos import noise
 from tests.reference import similarity as reference
 
 SCORES = (psnr, ssim, sharpness_ratio)
-
-
-def noise(frames: int = 3, height: int = 40, width: int = 48, seed: int = 0) -> torch.Tensor:
-    """Smooth random video with structure."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(frames, 3, height // 8 + 1, width // 8 + 1, generator=generator)
-    fine = torch.rand(frames, 3, height, width, generator=generator)
-    video = 0.8 * F.interpolate(coarse, size=(height, width), mode="bilinear") + 0.2 * fine
-    return (255 * video).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def blurred(video: torch.Tensor, size: int = 9) -> torch.Tensor:
@@ -127,6 +120,7 @@ def test_what_is_no_uint8_video_is_refused(score):
         score(noise()[:, :2], noise()[:, :2])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 def test_lpips_equals_the_lpips_package_with_the_same_weights(alexnet, backbone):
     lpips = pytest.importorskip("lpips")
     oracle = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
@@ -207,9 +201,11 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.split() == []
 
 
-def test_every_public_name_is_found():
+def test_every_public_name_is_found_and_no_file_hides_it():
     import relic.metrics
 
+    files = {path.stem for path in Path(relic.metrics.__file__).parent.glob("*.py")}
+    assert not files & set(relic.metrics.__all__)
     assert all(getattr(relic.metrics, name) is not None for name in relic.metrics.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fid'"):
         _ = relic.metrics.fid
