@@ -9,8 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from relic.metrics.closure import mind_lcm
-from relic.metrics.drift import drift, look
+from relic.metrics.closure import loop_closure, mind_lcm
+from relic.metrics.drift import drift_of, look
 from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
 from relic.metrics.revisit import RevisitRule
 from relic.metrics.similarity import LPIPS
@@ -20,6 +20,7 @@ from relic.types import Clip
 __all__ = ["COUNTS", "Judges", "look_by_second", "score_video"]
 
 DRIFT_SECONDS: Final = 1.0  # at either end
+SAME_POSE: Final = 1e-6  # of every entry; a path that closes does so exactly
 COUNTS: Final = (
     "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
     "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
@@ -51,7 +52,7 @@ def score_video(
     """Return the scores of a video by their public names; NaN where a score has nothing to be taken of.
 
     A case that measures memory is scored at its revisits against truth, and after the prefix frame by frame
-    (MIND's long-context memory); one that measures action by its motion, and at revisits against itself.
+    (MIND's long-context memory), and where the path closes by its last frame against its first (Echo's); one that measures action by its motion, and at revisits against itself.
 
     Args:
         video: uint8 (f, h, w, 3), its first frames true.
@@ -70,11 +71,16 @@ def score_video(
         metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)
         metrics.update(video, truth, prefix_frames=prefix, reconstruction=reconstruction)
         scores |= {name: float(value) for name, value in metrics.compute().items()}
-        after = mind_lcm(video, truth.video, context_frames=prefix, lpips=judges.lpips)
+        others = {"lcm": mind_lcm(video, truth.video, context_frames=prefix, lpips=judges.lpips)}
+        if torch.allclose(truth.c2w[0], truth.c2w[-1], atol=SAME_POSE):
+            others["closure"] = loop_closure(video, lpips=judges.lpips)
         scores |= {
-            f"memory/{name}_lcm": value for name, value in after._asdict().items() if value is not None
+            f"memory/{name}_{tail}": value
+            for tail, closeness in others.items()
+            for name, value in closeness._asdict().items()
+            if value is not None
         }
-    scores |= drift(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
+    scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
 
 

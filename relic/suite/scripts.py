@@ -16,6 +16,7 @@ from relic.ops.actions import parse_script
 __all__ = ["SUITES", "Script", "load_scripts", "prefix_frames", "select_scripts"]
 
 SUITES = ("relic",)
+STANDARD = (5, 10, 20, 60)  # seconds; shorter scripts are for worlds with a shorter horizon
 Measures = Literal["action", "memory"]
 
 
@@ -96,7 +97,7 @@ def parse_suite(card: dict[str, Any]) -> tuple[Script, ...]:
 def select_scripts(
     scripts: Sequence[Script], *, groups: Sequence[str] = (), seconds: Sequence[int] = ()
 ) -> tuple[Script, ...]:
-    """Return the scripts of some groups and lengths; none named means all.
+    """Return the scripts of some groups and lengths; none named means all, of the standard lengths.
 
     Raises:
         ValueError: If a group or a length is not in the suite.
@@ -112,7 +113,7 @@ def select_scripts(
     return tuple(
         script
         for script in scripts
-        if (not groups or script.group in groups) and (not seconds or script.seconds in seconds)
+        if (not groups or script.group in groups) and script.seconds in (seconds or STANDARD)
     )
 
 

@@ -72,11 +72,11 @@ TABLES: Final = (
         (("_away", "floor: the frame that sees least of it"),),
     ),
     Table(
-        "Frame by frame after the prefix (MIND's long-context memory)",
+        "Frame by frame after the prefix (MIND's long-context memory), and Echo's loop closure",
         "Every generated frame of the memory cases against the true one, new views included.",
         (
             Column("memory/psnr_lcm", "PSNR, dB", "up"), Column("memory/ssim_lcm", "SSIM", "up"),
-            Column("memory/lpips_lcm", "LPIPS", "down"),
+            Column("memory/lpips_lcm", "LPIPS", "down"), Column("memory/psnr_closure", "PSNR of last to first", "up"),
         ),
     ),
     Table(

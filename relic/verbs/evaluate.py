@@ -67,7 +67,8 @@ def evaluate(
         beside: Further bundles, of the same size, rate, block length and d_bar.
         policy: Memories that each bundle is played with: own, full, window:8, sink_window:1:8, compressed:8.
         groups: Groups of scripts; all by default.
-        seconds: Lengths of scripts, 5 10 20 60; all by default. What is beyond a world's horizon is skipped.
+        seconds: Lengths of scripts, 5 10 20 60; all by default. What is beyond a world's horizon is skipped;
+            4 is for worlds that are shorter than 5 s.
         scenes: Scenes in which each script is played.
         seed: Seed of the scenes; it must not be one that a training set was rendered with.
         noise_seed: Seed of the worlds' noise.

@@ -66,7 +66,7 @@ def test_what_cannot_work_is_refused_before_anything_is_played(bundle, tmp_path,
     out = tmp_path / "run"
     cases = [
         (["--groups", "pann"], "groups: pann is not among dolly"),
-        (["--seconds", 7], "seconds: 7 is not among 5, 10, 20, 60"),
+        (["--seconds", 7], "seconds: 7 is not among 4, 5, 10, 20, 60"),
         (["--policy", "fool"], "policy 'fool' is not known"),
         (["--policy", "window:3"], "must be a multiple of block_latents=2"),
         (["--policy", "own", "own"], "they must differ"),
