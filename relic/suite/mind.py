@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from relic.data.video import encode_video
-from relic.metrics.retrieval import FrameScore, score_frames
-from relic.metrics.similarity import LPIPS
+from relic.metrics.closure import FrameScore
+from relic.metrics.similarity import LPIPS, psnr, ssim
 from relic.ops.camera import check_rigid, unreal_to_opencv
 from relic.suite.case import NoTruth
 from relic.suite.recordings import Shape, fit_picture, read_frames
@@ -238,9 +238,9 @@ def lcm_result(video: Tensor, truth: Tensor, *, lpips: FrameScore | None = None)
 
     video, truth: uint8 (f, h, w, 3), scored at that size; MIND's tool scales both to 720x1280 first.
     """
-    scores = score_frames(video, truth, lpips=lpips)
-    rows = {"mse": 10 ** (-scores.psnr.double() / 10), "psnr": scores.psnr, "ssim": scores.ssim}
-    rows |= {} if scores.lpips is None else {"lpips": scores.lpips}
+    decibels = psnr(video, truth)
+    rows = {"mse": 10 ** (-decibels.double() / 10), "psnr": decibels, "ssim": ssim(video, truth)}
+    rows |= {} if lpips is None else {"lpips": lpips(video, truth)}
     result: dict[str, Any] = {"length": len(video)}
     for name, values in rows.items():
         result |= {name: values.tolist(), f"avg_{name}": float(values.mean())}

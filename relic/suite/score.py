@@ -51,8 +51,9 @@ def score_video(
 ) -> dict[str, float]:
     """Return the scores of a video by their public names; NaN where a score has nothing to be taken of.
 
-    A case that measures memory is scored at its revisits against truth, and after the prefix frame by frame
-    (MIND's long-context memory), and where the path closes by its last frame against its first (Echo's); one that measures action by its motion, and at revisits against itself.
+    A case that measures memory is scored at its revisits against truth, after the prefix frame by frame
+    (MIND's long-context memory), and where the path closes by its last frame against its first (Echo's). One
+    that measures action is scored by its motion, and at revisits against itself.
 
     Args:
         video: uint8 (f, h, w, 3), its first frames true.

@@ -76,7 +76,8 @@ TABLES: Final = (
         "Every generated frame of the memory cases against the true one, new views included.",
         (
             Column("memory/psnr_lcm", "PSNR, dB", "up"), Column("memory/ssim_lcm", "SSIM", "up"),
-            Column("memory/lpips_lcm", "LPIPS", "down"), Column("memory/psnr_closure", "PSNR of last to first", "up"),
+            Column("memory/lpips_lcm", "LPIPS", "down"),
+            Column("memory/psnr_closure", "PSNR of last to first", "up"),
         ),
     ),
     Table(
