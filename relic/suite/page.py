@@ -80,7 +80,7 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows = {
         "cases": f"{report['cases_scored']} scored, {len(report['skipped'])} skipped (below)",
         "revisits": report["rule"],
-        "settings": ", ".join(f"{name} {_words(value)}" for name, value in report["settings"].items()),
+        "settings": ", ".join(f"{name} {_words(value)}" for name, value in report["settings"].items() if value is not None),
         "made on": f"{made['device']}, {made['processor']}, commit {made['commit'] or 'unknown'}",
         "versions": ", ".join(f"{name} {value or 'missing'}" for name, value in made["versions"].items()),
         "intervals": report["intervals"],
