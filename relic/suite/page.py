@@ -35,6 +35,7 @@ video { display: block; width: 100%; image-rendering: pixelated; }
 .notes li { margin: .3rem 0; } details { margin: .6rem 0; } .bad { color: #a33; }
 """
 GIVEN, MADE = (150, 150, 150), (214, 96, 36)  # the bar over a panel: true frames, generated frames
+MAIN: Final = ("memory/psnr_revisit", "memory/lpips_revisit", "action/rpe_trans_8", "action/rpe_rot_deg_8")
 BAR, GAP = 4, 4  # pixels
 
 
@@ -50,7 +51,11 @@ def write_page(path: Path, report: Mapping[str, Any], *, root: Path, shown: Sequ
     labels = [entry["label"] for entry in report["contestants"]]
     parts = [f"<h1>{html.escape(report['title'])}</h1>", _facts(report)]
     parts += [table_html(table, report["summary"], [TRUTH, *labels]) for table in TABLES]
-    parts += [_curves(report, labels), _by_part(report["summary"], [TRUTH, *labels])]
+    parts += [
+        _differences(report, labels),
+        _curves(report, labels),
+        _by_part(report["summary"], [TRUTH, *labels]),
+    ]
     parts += ["<h2>Videos</h2>", f"<p>Left to right: {html.escape(', '.join([TRUTH, *labels]))}. ", LEGEND]
     parts += [_figure(report, name, root=root, labels=[TRUTH, *labels]) for name in shown]
     parts += [_skipped(report), _all_cases(report)]
@@ -80,7 +85,9 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows = {
         "cases": f"{report['cases_scored']} scored, {len(report['skipped'])} skipped (below)",
         "revisits": report["rule"],
-        "settings": ", ".join(f"{name} {_words(value)}" for name, value in report["settings"].items() if value is not None),
+        "settings": ", ".join(
+            f"{name} {_words(value)}" for name, value in report["settings"].items() if value is not None
+        ),
         "made on": f"{made['device']}, {made['processor']}, commit {made['commit'] or 'unknown'}",
         "versions": ", ".join(f"{name} {value or 'missing'}" for name, value in made["versions"].items()),
         "intervals": report["intervals"],
@@ -101,9 +108,8 @@ def _words(value: Any) -> str:
 
 def _by_part(summary: Mapping[str, Any], labels: Sequence[str]) -> str:
     """Return the main scores by group and by length, folded away."""
-    names = ("memory/psnr_revisit", "memory/lpips_revisit", "action/rpe_trans_8", "action/rpe_rot_deg_8")
     blocks = []
-    for name in names:
+    for name in MAIN:
         parts = [p for p in summary[labels[-1]] if p != "all" and name in summary[labels[-1]][p]]
         if not parts:
             continue
@@ -119,6 +125,28 @@ def _by_part(summary: Mapping[str, Any], labels: Sequence[str]) -> str:
             "</table></div></details>"
         )
     return f"<h2>By group and length</h2>{''.join(blocks)}" if blocks else ""
+
+
+def _differences(report: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """Compare the contestants with the first one, case by case."""
+    found = report["differences"]
+    names = [name for name in MAIN if any(name in found[label] for label in labels[1:])]
+    if not names:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    lines = "".join(
+        f"<tr><td>{html.escape(label)}</td>"
+        + "".join(f"<td>{cell(found[label].get(name))}</td>" for name in names)
+        + "</tr>"
+        for label in labels[1:]
+    )
+    about = (
+        f"Score minus that of {html.escape(labels[0])}, case by case; an interval without 0 tells them apart."
+    )
+    return (
+        f'<h2>Against the first</h2><p>{about}</p><div class="scroll"><table><tr><th></th>{head}</tr>{lines}'
+        "</table></div>"
+    )
 
 
 def _skipped(report: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from relic.suite.page import write_page
 from relic.suite.play import Contestant
 from relic.suite.run import TRUTH
-from relic.suite.summary import DRAWS, LEVEL, summarise
+from relic.suite.summary import DRAWS, LEVEL, differences, summarise
 
 __all__ = ["build_report", "write_report"]
 
@@ -69,6 +69,13 @@ def build_report(
             ],
             "cases_scored": len({row["case"] for row in scored}),
             "summary": summary,
+            "differences": {
+                label: differences(
+                    (r for r in scored if r["contestant"] == label),
+                    (r for r in scored if r["contestant"] == labels[1]),
+                )
+                for label in labels[2:]
+            },
             "skipped": [dict(row) for row in skipped.values() if row["contestant"] != TRUTH],
             "cases": [dict(row) for row in scored],
         }

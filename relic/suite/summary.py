@@ -16,7 +16,7 @@ import torch
 from relic.ops.randomness import keyed_generator
 from relic.suite.score import COUNTS
 
-__all__ = ["Interval", "bootstrap", "machine", "summarise"]
+__all__ = ["Interval", "bootstrap", "differences", "machine", "summarise"]
 
 DRAWS: Final = 2000
 LEVEL: Final = 0.95
@@ -80,6 +80,25 @@ def _summary(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, 
             found[name] = {"sum": sum(int(value) for value in values if not math.isnan(value))}
         else:
             found[name] = bootstrap(values)._asdict()
+    return found
+
+
+def differences(
+    records: Iterable[Mapping[str, Any]], base: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return how much higher one contestant scores than another on the cases that both have, by score.
+
+    Differences are taken case by case before they are averaged, so that what is hard for both cancels: an
+    interval that leaves out 0 tells two contestants apart where their own intervals overlap.
+    """
+    theirs = {record["case"]: record["scores"] for record in base}
+    pairs = [(r["scores"], theirs[r["case"]]) for r in records if r["case"] in theirs]
+    found = {}
+    for name in dict.fromkeys(name for ours, _ in pairs for name in ours):
+        both = [(ours.get(name), other.get(name)) for ours, other in pairs]
+        known = [a - b for a, b in both if a is not None and b is not None]
+        if known and name not in COUNTS:
+            found[name] = bootstrap(known)._asdict()
     return found
 
 

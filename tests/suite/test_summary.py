@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from relic.suite.summary import bootstrap, machine, summarise
+from relic.suite.summary import bootstrap, differences, machine, summarise
 
 
 def test_the_interval_is_that_of_resampled_means():
@@ -40,3 +40,16 @@ def test_a_figure_names_what_it_was_made_on():
     made = machine("cpu")
     assert made["device"] == "cpu" and made["versions"]["torch"] and made["cores"] >= 1
     assert made["commit"] is None or made["commit"].removesuffix("-dirty").isalnum()
+
+
+def test_contestants_are_compared_case_by_case():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(20, 5, 40)  # how hard a case is for both
+    base = [{"case": str(i), "scores": {"memory/psnr_lcm": h}} for i, h in enumerate(hard)]
+    better = [
+        {"case": str(i), "scores": {"memory/psnr_lcm": h + 0.5 + 0.1 * (i % 3)}} for i, h in enumerate(hard)
+    ]
+    better += [{"case": "alone", "scores": {"memory/psnr_lcm": 99.0}}]
+    better[0]["scores"]["memory/psnr_lcm"] = None
+    found = differences(better, base)["memory/psnr_lcm"]
+    assert found["cases"] == 39 and 0.5 < found["low"] < found["mean"] < found["high"] < 0.7
