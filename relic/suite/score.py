@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relic.metrics.closure import loop_closure, mind_lcm
 from relic.metrics.drift import drift_of, look
+from relic.metrics.pose.estimator import PoseEstimator, anchor_to
 from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
 from relic.metrics.revisit import RevisitRule
 from relic.metrics.similarity import LPIPS
@@ -34,10 +35,12 @@ class Judges:
     Args:
         rule: What counts as a revisit.
         lpips: None where its backbone is missing; a report says so.
+        estimator: Finds the camera of a video; None leaves out motion, and whether cameras returned.
     """
 
     rule: RevisitRule
     lpips: LPIPS | None
+    estimator: PoseEstimator | None
 
 
 def score_video(
@@ -68,9 +71,15 @@ def score_video(
     """
     scores: dict[str, float] = {}
     metrics: RevisitScore | SelfRevisitScore
+    camera = None
+    if judges.estimator is not None:
+        found = judges.estimator.estimate(video, intrinsics_px=truth.intrinsics_px)
+        camera = anchor_to(found.c2w, truth.c2w)
     if measures == "memory":
         metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)
-        metrics.update(video, truth, prefix_frames=prefix, reconstruction=reconstruction)
+        metrics.update(
+            video, truth, prefix_frames=prefix, estimated_c2w=camera, reconstruction=reconstruction
+        )
         scores |= {name: float(value) for name, value in metrics.compute().items()}
         others = {"lcm": mind_lcm(video, truth.video, context_frames=prefix, lpips=judges.lpips)}
         if torch.allclose(truth.c2w[0], truth.c2w[-1], atol=SAME_POSE):
@@ -81,6 +90,10 @@ def score_video(
             for name, value in closeness._asdict().items()
             if value is not None
         }
+    elif camera is not None:
+        metrics = SelfRevisitScore(rule=judges.rule, lpips=judges.lpips)
+        metrics.update(video, truth, estimated_c2w=camera, reconstruction=reconstruction)
+        scores |= {name: float(value) for name, value in metrics.compute().items()}
     scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,10 @@ import torch
 
 from relic.data.claim import alone, claim
 from relic.engine.capture import Backend
-from relic.metrics import LPIPS, LPIPSUnavailable, RevisitRule, load_lpips
+from relic.metrics.pose.estimator import PoseEstimator
+from relic.metrics.pose.visual_odometry import VisualOdometry
+from relic.metrics.revisit import RevisitRule
+from relic.metrics.similarity import LPIPS, LPIPSUnavailable, load_lpips
 from relic.suite.case import Case
 from relic.suite.memobench import find_memobench
 from relic.suite.mind import MindCase, find_mind, mind_result
@@ -100,7 +104,9 @@ def evaluate(
     check_lengths(cases, contestants)
     not_measured: list[str] = []
     judges = Judges(
-        rule=RevisitRule(), lpips=find_lpips(lpips, size=size, device=place, missing=not_measured)
+        rule=RevisitRule(),
+        lpips=find_lpips(lpips, size=size, device=place, missing=not_measured),
+        estimator=find_estimator(not_measured),
     )
     settings: dict[str, Any] = {
         "suite": suite,
@@ -111,6 +117,7 @@ def evaluate(
         "noise_seed": noise_seed,
         "device": place,
         "lpips": judges.lpips is not None,
+        "estimator": type(judges.estimator).__name__ if judges.estimator else None,
         "rule": str(judges.rule),
         "contestants": [f"{c.label}: {c.world.config.policy}, student {c.world.name}" for c in contestants],
     }
@@ -261,6 +268,18 @@ def find_lpips(path: str | None, *, size: tuple[int, int], device: str, missing:
             raise
         missing.append(str(error))
         return None
+
+
+def find_estimator(missing: list[str]) -> PoseEstimator | None:
+    """Return the estimator of cameras, or note why motion is not measured."""
+    lacking = [name for name in ("cv2", "scipy") if find_spec(name) is None]
+    if lacking:
+        missing.append(
+            f"Motion: not measured, and whether cameras returned; {' and '.join(lacking)} not installed: pip "
+            "install 'relic-world[metrics]'."
+        )
+        return None
+    return VisualOdometry()
 
 
 def measure_vbench(

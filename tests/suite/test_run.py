@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from relic.data.video import count_frames
+from relic.metrics.pose.visual_odometry import VisualOdometry
 from relic.metrics.revisit import RevisitRule
 from relic.ops.retention import Window
 from relic.suite.page import barred, beside
@@ -21,7 +22,7 @@ from tests.suite.worlds import five_seconds
 pytest.importorskip("panda3d")
 
 SETTING = Setting(size=(32, 48), fps=16, d_bar=0.05, seed=7919, backend="software")
-JUDGES = Judges(rule=RevisitRule(), lpips=None)
+JUDGES = Judges(rule=RevisitRule(), lpips=None, estimator=VisualOdometry())
 NAMES = ("look_away-5s-0", "pan-5s-1")
 
 
