@@ -56,9 +56,8 @@ def main() -> None:
             str(bundle), out=str(Path(folder, "run")), seconds=(words.seconds,), scenes=words.scenes,
             lpips=words.lpips, device="cpu",
         )  # fmt: skip
-        print(
-            f"{words.size[0]}x{words.size[1]}, {words.seconds} s: {(time.monotonic() - began) / 60:.1f} minutes"
-        )
+        minutes = (time.monotonic() - began) / 60
+        print(f"{words.size[0]}x{words.size[1]}, {words.seconds} s: {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

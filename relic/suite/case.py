@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from relic.metrics.similarity import LPIPS
+from relic.suite.judges import Judges
 from relic.suite.scripts import Measures
 from relic.types import Clip
 
@@ -48,7 +48,7 @@ class Case(Protocol):
         """
         ...
 
-    def extras(self, video: Tensor, truth: Clip, *, lpips: LPIPS | None, folder: Path) -> Mapping[str, Any]:
+    def extras(self, video: Tensor, truth: Clip, *, judges: Judges, folder: Path) -> Mapping[str, Any]:
         """Return what a benchmark measures or writes besides: `scores` by name, and anything of its own.
 
         video: uint8 (f, h, w, 3). folder: where its own files go, one a contestant.

@@ -28,10 +28,10 @@ from PIL import Image
 from torch import Tensor
 
 from relic.metrics.retrieval import FrameScore, score_frames
-from relic.metrics.similarity import LPIPS
 from relic.ops.actions import mean_step
 from relic.ops.camera import check_rigid
 from relic.suite.case import NoTruth
+from relic.suite.judges import Judges
 from relic.suite.recordings import Shape, crop_window, fit_picture
 from relic.suite.scripts import Measures
 from relic.types import Clip
@@ -142,14 +142,14 @@ class MemoBenchCase:
             provenance={"benchmark": "MemoBench", "path": f"{self.group}/{self.name}", "frames": len(paths)},
         )
 
-    def extras(self, video: Tensor, truth: Clip, *, lpips: LPIPS | None, folder: Path) -> dict[str, Any]:
+    def extras(self, video: Tensor, truth: Clip, *, judges: Judges, folder: Path) -> dict[str, Any]:
         """Write the frames where MemoBench's tools look for them; return the scores of the phases, if
         known.
         """
         write_memobench_frames(video, self, root=folder)
         if self.leaves is None:
             return {}
-        return {"scores": phase_scores(video, truth.video, self, lpips=lpips)}
+        return {"scores": phase_scores(video, truth.video, self, lpips=judges.lpips)}
 
     def _camera(self) -> tuple[Tensor, Tensor]:
         """Return c2w (f, 4, 4) and intrinsics (4,) of the recording."""

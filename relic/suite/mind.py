@@ -23,9 +23,12 @@ from torch import Tensor
 
 from relic.data.video import encode_video
 from relic.metrics.closure import FrameScore
-from relic.metrics.similarity import LPIPS, psnr, ssim
+from relic.metrics.pose.estimator import PoseEstimator
+from relic.metrics.similarity import psnr, ssim
+from relic.metrics.trajectory_error import mind_errors
 from relic.ops.camera import check_rigid, unreal_to_opencv
 from relic.suite.case import NoTruth
+from relic.suite.judges import Judges
 from relic.suite.recordings import Shape, fit_picture, read_frames
 from relic.suite.scripts import Measures
 from relic.types import Clip
@@ -160,11 +163,32 @@ class MindCase:
             },
         )
 
-    def extras(self, video: Tensor, truth: Clip, *, lpips: LPIPS | None, folder: Path) -> dict[str, Any]:
-        """Write the generated part where MIND's tool looks for it; return its entries of result.json."""
+    def extras(self, video: Tensor, truth: Clip, *, judges: Judges, folder: Path) -> dict[str, Any]:
+        """Write the generated part where MIND's tool looks for it; return its entries of result.json.
+
+        As there, the true cameras are those estimated from the true video.
+        """
         write_mind_video(video, self, root=folder)
-        first = self.outward + 1
-        return {"mind": {"lcm": lcm_result(video[first:], truth.video[first:], lpips=lpips)}}
+        made, true = video[self.outward + 1 :], truth.video[self.outward + 1 :]
+        found: dict[str, Any] = {"lcm": lcm_result(made, true, lpips=judges.lpips)}
+        if judges.estimator is not None:
+            try:
+                cameras = [_camera(part, truth, judges.estimator) for part in (made, true)]
+                found["action"] = mind_errors(*cameras, actions=self.keys()[self.outward + 1 :])
+            except ValueError as error:  # too short, or a frame without a pose: MIND leaves such clips out
+                found["error"] = str(error)
+        return {"mind": found}
+
+
+def _camera(video: Tensor, truth: Clip, estimator: PoseEstimator) -> Tensor:
+    """Return the poses of a video, which must all be found."""
+    found = estimator.estimate(video, intrinsics_px=truth.intrinsics_px)
+    if not found.registered.all():
+        lost = int((~found.registered).nonzero()[0])
+        raise ValueError(
+            f"motion: frame {lost} after the mark has no pose, and MIND scores whole paths only."
+        )
+    return found.c2w
 
 
 def find_mind(root: str | Path, *, shape: Shape) -> list[MindCase]:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from relic.data.video import encode_video
 from relic.suite.case import Case, NoTruth
+from relic.suite.judges import Judges
 from relic.suite.play import Contestant, play, reconstruct, why_not
-from relic.suite.score import Judges, look_by_second, score_video
+from relic.suite.score import look_by_second, score_video
 from relic.suite.scripts import prefix_frames
 from relic.types import Clip
 
@@ -108,7 +109,7 @@ def _finish(
                 video, clip, prefix=prefix, measures=case.measures, judges=judges, reconstruction=rebuilt
             )
             folder = out / "theirs" / folder_of(_label(contestant))
-            extras = dict(case.extras(video, clip, lpips=judges.lpips, folder=folder))
+            extras = dict(case.extras(video, clip, judges=judges, folder=folder))
             scores |= extras.pop("scores", {})
             record |= extras
             record |= {

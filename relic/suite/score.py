@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -11,36 +10,22 @@ from torch import Tensor
 
 from relic.metrics.closure import loop_closure, mind_lcm
 from relic.metrics.drift import drift_of, look
-from relic.metrics.pose.estimator import PoseEstimator, anchor_to
+from relic.metrics.pose.estimator import anchor_to
 from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
-from relic.metrics.revisit import RevisitRule
-from relic.metrics.similarity import LPIPS
+from relic.metrics.trajectory_error import ActionError
+from relic.suite.judges import Judges
 from relic.suite.scripts import Measures
 from relic.types import Clip
 
-__all__ = ["COUNTS", "Judges", "look_by_second", "score_video"]
+__all__ = ["COUNTS", "look_by_second", "score_video"]
 
 DRIFT_SECONDS: Final = 1.0  # at either end
 SAME_POSE: Final = 1e-6  # of every entry; a path that closes does so exactly
 COUNTS: Final = (
     "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
     "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
+    "action/unscored",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Judges:
-    """What videos are scored with.
-
-    Args:
-        rule: What counts as a revisit.
-        lpips: None where its backbone is missing; a report says so.
-        estimator: Finds the camera of a video; None leaves out motion, and whether cameras returned.
-    """
-
-    rule: RevisitRule
-    lpips: LPIPS | None
-    estimator: PoseEstimator | None
 
 
 def score_video(
@@ -94,6 +79,9 @@ def score_video(
         metrics = SelfRevisitScore(rule=judges.rule, lpips=judges.lpips)
         metrics.update(video, truth, estimated_c2w=camera, reconstruction=reconstruction)
         scores |= {name: float(value) for name, value in metrics.compute().items()}
+        motion = ActionError()
+        motion.update(found.c2w, truth.c2w, d_bar=truth.d_bar)
+        scores |= {name: float(value) for name, value in motion.compute().items()}
     scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
 

@@ -23,11 +23,11 @@ from relic.engine.capture import Backend, choose_backend
 from relic.engine.recording import ENGINE, film
 from relic.engine.scenes import Scene
 from relic.engine.space import FreeSpace
-from relic.metrics.similarity import LPIPS
 from relic.ops.actions import integrate
 from relic.ops.camera import rigid, rotation_from_angles
 from relic.ops.randomness import derive_seed
 from relic.suite.case import NoTruth
+from relic.suite.judges import Judges
 from relic.suite.scripts import Measures, Script
 from relic.types import Clip
 
@@ -138,7 +138,7 @@ class ScriptedCase:
             f"is {length:.1f} m long at d_bar={setting.d_bar:g} m a frame."
         )
 
-    def extras(self, video: Tensor, truth: Clip, *, lpips: LPIPS | None, folder: Path) -> dict[str, Any]:
+    def extras(self, video: Tensor, truth: Clip, *, judges: Judges, folder: Path) -> dict[str, Any]:
         """Nothing: all of it is measured for every suite."""
         return {}
 

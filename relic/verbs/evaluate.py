@@ -19,13 +19,13 @@ from relic.metrics.pose.visual_odometry import VisualOdometry
 from relic.metrics.revisit import RevisitRule
 from relic.metrics.similarity import LPIPS, LPIPSUnavailable, load_lpips
 from relic.suite.case import Case
+from relic.suite.judges import Judges
 from relic.suite.memobench import find_memobench
 from relic.suite.mind import MindCase, find_mind, mind_result
 from relic.suite.play import Contestant, parse_policy, why_not
 from relic.suite.recordings import Shape
 from relic.suite.report import build_report, write_report
 from relic.suite.run import folder_of, run, video_path
-from relic.suite.score import Judges
 from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting

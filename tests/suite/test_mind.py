@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from relic.data.video import count_frames
-from relic.ops.actions import encode_actions
+from relic.metrics.pose.estimator import PoseEstimate
+from relic.metrics.revisit import RevisitRule
+from relic.ops.actions import encode_actions, integrate, parse_script
 from relic.ops.video import psnr
 from relic.suite.case import NoTruth
+from relic.suite.judges import Judges
 from relic.suite.mind import find_mind, held_keys, lcm_result, mind_result, read_poses, write_mind_video
 from tests.suite.recordings import SHAPE, write_mind
 
@@ -80,6 +83,32 @@ def test_results_are_written_in_minds_layout(tmp_path):
     )
     assert entry[0]["error"] is None and entry[1]["error"] == "no video" and "lcm" not in entry[1]
     assert json.loads(json.dumps(entry)) == entry
+
+
+def test_motion_is_scored_as_mind_does_between_estimated_cameras(tmp_path):
+    write_mind(tmp_path)
+    (case,) = find_mind(tmp_path, shape=SHAPE)
+    clip = case.truth()
+    judges = Judges(rule=RevisitRule(), lpips=None, estimator=Turning())
+    action = case.extras(clip.video, clip, judges=judges, folder=tmp_path / "model")["mind"]["action"]
+    assert action["__overall__"]["count"] == 15 and action["__overall__"]["rpe_rot_mean_deg"] < 1e-6
+    assert set(action) == {"__overall__", "other", "act:forward+look_right"}
+    lost = Judges(rule=RevisitRule(), lpips=None, estimator=Turning(lost=3))
+    found = case.extras(clip.video, clip, judges=lost, folder=tmp_path / "model")["mind"]
+    assert "frame 3 after the mark has no pose" in found["error"] and "action" not in found and "lcm" in found
+
+
+class Turning:
+    """An estimator that answers with a turn to the right, and loses one frame."""
+
+    def __init__(self, *, lost: int | None = None) -> None:
+        self.lost = lost
+
+    def estimate(self, video, *, intrinsics_px):
+        c2w = integrate(parse_script(f"pan_right*{len(video) - 1}"))
+        if self.lost is not None:
+            c2w[self.lost] = torch.nan
+        return PoseEstimate(c2w=c2w, registered=c2w.isfinite().flatten(1).all(1))
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path):

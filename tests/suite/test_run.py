@@ -8,11 +8,12 @@ from relic.data.video import count_frames
 from relic.metrics.pose.visual_odometry import VisualOdometry
 from relic.metrics.revisit import RevisitRule
 from relic.ops.retention import Window
+from relic.suite.judges import Judges
 from relic.suite.page import barred, beside
 from relic.suite.play import Contestant, play
 from relic.suite.report import build_report, write_report
 from relic.suite.run import TRUTH, folder_of, run, video_path
-from relic.suite.score import Judges, look_by_second, score_video
+from relic.suite.score import look_by_second, score_video
 from relic.suite.scripts import load_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
