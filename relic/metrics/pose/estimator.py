@@ -97,4 +97,5 @@ def anchor_to(estimated: Tensor, truth: Tensor) -> Tensor:
         for path in (local, invert_rigid(truth[first]) @ truth)
     )
     scale = true_wide / wide if wide > 0 else 1.0
-    return truth[first] @ rigid(local[:, :3, :3], local[:, :3, 3] * scale) + 0 * estimated
+    laid = truth[first] @ rigid(local[:, :3, :3], local[:, :3, 3] * scale)
+    return torch.where(registered[:, None, None], laid, torch.nan)

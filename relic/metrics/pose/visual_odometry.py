@@ -24,7 +24,7 @@ CHECKS: Final = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 112, 160, 224, 320, 448,
 SURER: Final = 0.9  # the mirrored reading must cost less than this share to be taken
 DECIDED: Final = 2.0  # times as costly a mirrored reading, twice running, ends the checks
 NEIGHBOURS: Final = 5  # points that a new point's depth is guessed from
-TURN_ONLY_PX: Final = 0.35  # turning alone must bring 90 of 100 sightings this near
+TURN_ONLY_PX: Final = 0.5  # turning alone must bring 90 of 100 sightings this near
 PARALLAX_PX: Final = 1.0  # a tenth of the sightings must show this much before the mirrored reading is tried
 
 
