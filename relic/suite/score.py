@@ -49,7 +49,8 @@ def score_video(
         prefix: How many frames are true.
         measures: Of the case.
         judges: What it is scored with.
-        reconstruction: uint8 (f, h, w, 3), the truth through the autoencoder.
+        reconstruction: uint8 (f, h, w, 3), the truth through the autoencoder; of the prefix, the estimator
+            sees this.
 
     Raises:
         ValueError: If lengths or sizes differ.
@@ -58,7 +59,9 @@ def score_video(
     metrics: RevisitScore | SelfRevisitScore
     camera = None
     if judges.estimator is not None:
-        found = judges.estimator.estimate(video, intrinsics_px=truth.intrinsics_px)
+        # true frames look sharper than decoded ones, and tracks would break where they meet
+        shown = video if reconstruction is None else torch.cat([reconstruction[:prefix], video[prefix:]])
+        found = judges.estimator.estimate(shown, intrinsics_px=truth.intrinsics_px)
         camera = anchor_to(found.c2w, truth.c2w)
     if measures == "memory":
         metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)

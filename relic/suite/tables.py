@@ -114,7 +114,7 @@ def table_html(table: Table, summary: Mapping[str, Any], labels: Sequence[str]) 
         for label, found in _distinct(summary, labels[1:], tail=tail, columns=table.columns)
     ]
     columns = [c for c in table.columns if any(c.name in found for _, _, found, _ in rows)]
-    if not columns:
+    if not columns or not any(_is_measured(found, columns) for _, _, found, _ in rows):
         return ""
     arrows = {"up": " ↑", "down": " ↓", "": ""}
     head = "".join(f"<th>{html.escape(c.title)}{arrows[c.best]}</th>" for c in columns)
@@ -128,6 +128,11 @@ def table_html(table: Table, summary: Mapping[str, Any], labels: Sequence[str]) 
         f"<h2>{html.escape(table.title)}</h2><p>{html.escape(table.about)}</p>"
         f'<div class="scroll"><table><tr><th></th>{head}</tr>{lines}</table></div>'
     )
+
+
+def _is_measured(found: Mapping[str, Any], columns: Sequence[Column]) -> bool:
+    """Return whether any score, not only a count, has a value."""
+    return any(found.get(c.name, {}).get("cases", 0) != 0 for c in columns)
 
 
 def _distinct(

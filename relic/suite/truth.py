@@ -38,7 +38,9 @@ STARTS: Final = 400  # tried in a scene
 SCENES: Final = 6  # tried for a case
 APART: Final = 1000  # between the numbers of the scenes tried for one case
 EYE: Final = (1.0, 1.9)  # m above the floor
-OUTLOOK_M: Final = 1.0  # free ahead of a first view: a wall close by shows nothing to remember
+CHOICE: Final = 8  # starts that fit, from which one is chosen
+LOOKS: Final = 12  # frames of a path at which it is asked how far the camera sees
+OUTLOOK_M: Final = 4.0  # as far as it counts: a wall close by shows nothing to remember
 COARSE: Final = 8  # every so many frames are looked at first
 
 
@@ -144,14 +146,16 @@ class ScriptedCase:
 
 
 def find_start(scene: Scene, path: Tensor, *, seed: int) -> Tensor | None:
-    """Return a first pose (4, 4) from which a path stays in free space, level and with something in view.
+    """Return a first pose (4, 4) from which a path stays in free space, level and with much in view.
 
-    The same for equal arguments; None if none of many draws will do. path: (f, 4, 4) from the identity,
-    metres.
+    Of the first few that will do, the one that looks furthest on its way. The same for equal arguments; None
+    if none of many draws will do. path: (f, 4, 4) from the identity, metres.
     """
     rng = np.random.default_rng(derive_seed("start", scene.seed, scene.index, seed))
     space = FreeSpace(scene)
     offsets = path[:, :3, 3].numpy()
+    looks = np.linspace(0, len(path) - 1, LOOKS).round().astype(int)
+    found: list[tuple[float, Tensor]] = []
     for _ in range(STARTS):
         room = scene.rooms[int(rng.integers(len(scene.rooms)))]
         heading = float(rng.uniform(-180, 180))
@@ -161,12 +165,15 @@ def find_start(scene: Scene, path: Tensor, *, seed: int) -> Tensor | None:
         if point is None:
             continue
         rotation = rotation_from_angles(torch.tensor([heading, 0.0, 0.0], dtype=torch.float64))
-        if space.reach(point, rotation[:, 2].numpy(), limit=OUTLOOK_M) < OUTLOOK_M:
-            continue
         places = offsets @ rotation.numpy().T + point
-        if all((space.gaps(part.T) >= space.clearance).all() for part in (places[::COARSE], places)):
-            return rigid(rotation, torch.from_numpy(point))
-    return None
+        if not all((space.gaps(part.T) >= space.clearance).all() for part in (places[::COARSE], places)):
+            continue
+        ahead = (rotation @ path[looks, :3, 2].mT).mT.numpy()
+        outlook = [space.reach(places[i], way, limit=OUTLOOK_M) for i, way in zip(looks, ahead, strict=True)]
+        found.append((sum(outlook), rigid(rotation, torch.from_numpy(point))))
+        if len(found) == CHOICE:
+            break
+    return max(found, key=lambda entry: entry[0])[1] if found else None
 
 
 def _write(path: Path, clip: Clip) -> None:
