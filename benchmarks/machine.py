@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["describe_machine"]
 
-PACKAGES = ("torch", "lightning", "numpy", "av", "panda3d")
+PACKAGES = ("torch", "lightning", "numpy", "av", "panda3d", "opencv-python-headless")
 
 
 def describe_machine() -> str:

@@ -70,7 +70,7 @@ class StepErrors(NamedTuple):
 def align(estimated: Tensor, truth: Tensor) -> Tensor:
     """Lay estimated c2w (f, 4, 4) over true c2w (f, 4, 4) by a similarity of centres -> (f, 4, 4) float64.
 
-    Rows that are not registered (NaN) stay so. An estimate that stands still is put at the mean true position.
+    Rows that are not registered (NaN) stay so. An estimate that stands still goes to the mean true position.
     """
     estimated, truth, registered = _checked(estimated, truth)
     centres, goals = estimated[registered, :3, 3], truth[registered, :3, 3]
@@ -137,9 +137,9 @@ def absolute_trajectory_error(estimated: Tensor, truth: Tensor, *, d_bar: float 
 def action_buckets(actions: Tensor, *, delta: int) -> dict[str, Tensor]:
     """Say which motions over `delta` frames are of which kind: name -> (f − delta,) bool.
 
-    actions: (f, 13), label t moves frame t−1 to t; a motion's action is the mean over its frames. `translation`,
-    `rotation`, `combined` and `still` divide the motions; an axis (`dolly_in`, …) has every motion in which it
-    is active, alone or not.
+    actions: (f, 13), label t moves frame t−1 to t; a motion's action is the mean over its frames.
+    `translation`, `rotation`, `combined` and `still` divide the motions; an axis (`dolly_in`, …) has every
+    motion in which it is active, alone or not.
     """
     mean = actions[1:].double().unfold(0, delta, 1).mean(-1)
     least = torch.tensor([ACTIVE[0]] * 6 + [ACTIVE[1]] * 6, dtype=torch.float64)
@@ -162,9 +162,9 @@ def mind_errors(
     estimated, truth: (f, 4, 4) c2w, in MIND both from ViPE, from the end of the given context on, all
     registered; actions: one name a frame ("forward+look_left", "no_op"), the first moves frame 0 to 1.
 
-    What differs from `ActionError`: only the first 97 frames; the unit is the truth's; motions that are off by
-    more than 179° are dropped; the similarity is used on pure rotations too, where its scale means little. A
-    name of two actions is "other". The rotation bucket knows `cam_`, `yaw_` and `pitch_` names, but the names
+    What differs from `ActionError`: only the first 97 frames; the unit is the truth's; motions that are off
+    by more than 179° are dropped; the similarity is used on pure rotations too, where its scale means little.
+    A name of two actions is "other". The rotation bucket knows `cam_`, `yaw_` and `pitch_` names, but those
     read from `action.json` begin with `look_`, so that turns are "other", too.
 
     Raises:
@@ -224,11 +224,11 @@ class ActionError(Metric):
     """Collect action-following errors over clips; sums over processes.
 
     `compute` gives `action/rpe_trans`, `action/rpe_rot_deg`, the same over 8 frames (`…_8`), `action/ate`,
-    `action/coverage` (share of frames registered) and, where there were such motions, `action/rpe_trans/dolly_in`
-    and so on. Relative errors are means over all valid motions, ATE is a mean over clips. `action/unscored`
-    counts clips with too few registered frames, which only coverage knows of. Where floors were given, every
-    key has a `_floor` sibling: the same score of the same estimator on the true videos. What nothing was
-    measured for is NaN.
+    `action/coverage` (share of frames registered) and, where there were such motions,
+    `action/rpe_trans/dolly_in` and so on. Relative errors are means over all valid motions, ATE is a mean
+    over clips. `action/unscored` counts clips with too few registered frames, which only coverage knows of.
+    Where floors were given, every key has a `_floor` sibling: the same score of the same estimator on the
+    true videos. What nothing was measured for is NaN.
     """
 
     full_state_update = False
@@ -301,9 +301,7 @@ def estimator_floor(clips: Iterable[Clip], estimator: PoseEstimator) -> Mapping[
     return metric.compute()
 
 
-def _clip_sums(
-    estimated: Tensor, truth: Tensor, *, actions: Tensor, d_bar: float
-) -> tuple[Tensor, Tensor]:
+def _clip_sums(estimated: Tensor, truth: Tensor, *, actions: Tensor, d_bar: float) -> tuple[Tensor, Tensor]:
     """Return the sums and counts of a clip, each (len(SUMMED),), float64."""
     registered = _checked(estimated, truth)[2]
     found = {"coverage": (float(registered.sum()), len(truth))}

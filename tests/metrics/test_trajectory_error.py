@@ -32,9 +32,7 @@ def commanded(script: str = SCRIPT) -> tuple[torch.Tensor, torch.Tensor]:
 
 def noisy(c2w: torch.Tensor, *, seed: int = 0, angle_deg: float = 1.0, step: float = 0.1) -> torch.Tensor:
     draw = torch.Generator().manual_seed(seed)
-    turn = rotation_from_angles(
-        angle_deg * torch.randn(len(c2w), 3, generator=draw, dtype=torch.float64)
-    )
+    turn = rotation_from_angles(angle_deg * torch.randn(len(c2w), 3, generator=draw, dtype=torch.float64))
     shift = step * torch.randn(len(c2w), 3, generator=draw, dtype=torch.float64)
     return c2w @ rigid(turn, shift)
 
@@ -133,9 +131,9 @@ def test_bad_input_is_named():
         relative_pose_error(truth[:10], truth, delta=1)
     skewed = truth.clone()
     skewed[3, 0, 0] += 0.5
-    with pytest.raises(ValueError, match="estimated c2w.* is not rigid"):
+    with pytest.raises(ValueError, match=r"estimated c2w.* is not rigid"):
         relative_pose_error(skewed, truth, delta=1)
-    with pytest.raises(ValueError, match="truth.* is not rigid"):
+    with pytest.raises(ValueError, match=r"truth.* is not rigid"):
         relative_pose_error(truth, skewed, delta=1)
     holed = truth.clone()
     holed[5, 0, 3] = torch.nan

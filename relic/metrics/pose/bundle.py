@@ -62,7 +62,9 @@ class _Linear(NamedTuple):
 
 def residuals(problem: Problem, state: State) -> np.ndarray:
     """Return how far sightings lie from where their points project (m, 2), pixels."""
-    rotation = state.rotation[problem.frame] @ np.swapaxes(state.rotation[problem.anchor[problem.track]], 1, 2)
+    rotation = state.rotation[problem.frame] @ np.swapaxes(
+        state.rotation[problem.anchor[problem.track]], 1, 2
+    )
     shift = state.translation[problem.frame] - _apply(
         rotation, state.translation[problem.anchor[problem.track]]
     )
@@ -126,75 +128,83 @@ def _solve(
     """Return one damped step: poses (k, 6) of the free frames, inverse depths (n,)."""
     linear = _linearise(problem, state)
     weight = 1 / (1 + np.square(linear.error).sum(1) / soft**2)
-    track = problem.track[linear.order]
     weighted = linear.pose * weight[:, None, None]
     # sums over the sightings of a (frame, anchor) pair, then both frames' shares of it
     curvature = np.add.reduceat(np.einsum("mia,mib->mab", weighted, linear.pose), linear.starts)
     slope = np.add.reduceat(np.einsum("mia,mi->ma", weighted, linear.error), linear.starts)
     back = -np.swapaxes(linear.adjoint, 1, 2)
-    place = np.cumsum(free) - 1
-    count = int(free.sum())
-    hessian = np.zeros((count, count, 6, 6))
-    gradient = np.zeros((count, 6))
     crossed = curvature @ -linear.adjoint
+    place, count = np.cumsum(free) - 1, int(free.sum())
+    here, there = place[linear.first], place[linear.second]
     one, two = free[linear.first], free[linear.second]
     both = one & two
-    here, there = place[linear.first], place[linear.second]
-    np.add.at(hessian, (here[one], here[one]), curvature[one])
-    np.add.at(hessian, (there[two], there[two]), (back @ crossed)[two])
-    np.add.at(hessian, (here[both], there[both]), crossed[both])
-    np.add.at(hessian, (there[both], here[both]), np.swapaxes(crossed, 1, 2)[both])
-    np.add.at(gradient, here[one], slope[one])
-    np.add.at(gradient, there[two], _apply(back, slope)[two])
-    hessian = hessian.transpose(0, 2, 1, 3).reshape(6 * count, 6 * count)
-    points = len(state.inverse)
+    blocks, slopes = np.zeros((count, count, 6, 6)), np.zeros((count, 6))
+    np.add.at(blocks, (here[one], here[one]), curvature[one])
+    np.add.at(blocks, (there[two], there[two]), (back @ crossed)[two])
+    np.add.at(blocks, (here[both], there[both]), crossed[both])
+    np.add.at(blocks, (there[both], here[both]), np.swapaxes(crossed, 1, 2)[both])
+    np.add.at(slopes, here[one], slope[one])
+    np.add.at(slopes, there[two], _apply(back, slope)[two])
+    hessian, gradient = blocks.transpose(0, 2, 1, 3).reshape(6 * count, 6 * count), slopes.ravel()
+    diagonal = np.diag_indices_from(hessian)
+    hessian[diagonal] = (1 + damping) * hessian[diagonal] + 1e-9
     if not deep:
-        hessian[np.diag_indices_from(hessian)] *= 1 + damping
-        hessian[np.diag_indices_from(hessian)] += 1e-9
-        return np.linalg.solve(hessian, gradient.ravel()).reshape(count, 6), np.zeros(points)
-    weight_of_prior = np.square(pull / state.prior)
-    own = np.bincount(track, weight * np.square(linear.depth).sum(1), points) + weight_of_prior
-    own *= 1 + damping
+        return np.linalg.solve(hessian, gradient).reshape(count, 6), np.zeros(len(state.inverse))
+    track, points = problem.track[linear.order], len(state.inverse)
+    hold = np.square(pull / state.prior)
+    own = (1 + damping) * (np.bincount(track, weight * np.square(linear.depth).sum(1), points) + hold)
     ask = np.bincount(track, weight * (linear.depth * linear.error).sum(1), points)
-    ask -= weight_of_prior * (state.inverse - state.prior)
-    mixed = np.einsum("mia,mi->ma", weighted, linear.depth)
+    ask -= hold * (state.inverse - state.prior)
     pair = np.repeat(np.arange(len(linear.starts)), np.diff([*linear.starts, len(track)]))
-    mixed_back = _apply(back[pair], mixed)
-    hessian[np.diag_indices_from(hessian)] *= 1 + damping
-    hessian[np.diag_indices_from(hessian)] += 1e-9
-    gradient = gradient.ravel()
-    # eliminate points, a few at a time, over the frames they touch
-    by_track = np.argsort(track, kind="stable")
-    bounds = np.searchsorted(track[by_track], np.arange(0, points + CHUNK, CHUNK))
-    blocks = []
-    for low, start, stop in zip(range(0, points, CHUNK), bounds[:-1], bounds[1:], strict=False):
-        rows = by_track[start:stop]
-        if not len(rows):
+    mixed = np.einsum("mia,mi->ma", weighted, linear.depth)
+    # what ties each point to a free frame: sightings, and their anchors
+    ties = _Ties(
+        point=np.concatenate([track[one[pair]], track[two[pair]]]),
+        frame=np.concatenate([here[pair][one[pair]], there[pair][two[pair]]]),
+        value=np.concatenate([mixed[one[pair]], _apply(back[pair], mixed)[two[pair]]]),
+    )
+    return _eliminate(hessian, gradient, ties, own=own, ask=ask)
+
+
+class _Ties(NamedTuple):
+    """Mixed derivatives of the cost: point (m,), free frame (m,), value (m, 6); a pair may come twice."""
+
+    point: np.ndarray
+    frame: np.ndarray
+    value: np.ndarray
+
+
+def _eliminate(
+    hessian: np.ndarray, gradient: np.ndarray, ties: _Ties, *, own: np.ndarray, ask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve for poses (k, 6) and points (n,): a few points at a time leave the frames that they touch."""
+    order = np.argsort(ties.point, kind="stable")
+    ties = _Ties(*(part[order] for part in ties))
+    points, ask = len(own), ask.copy()
+    bounds = np.searchsorted(ties.point, [*range(0, points, CHUNK), points])
+    parts = []
+    for low, start, stop in zip(range(0, points, CHUNK), bounds[:-1], bounds[1:], strict=True):
+        if start == stop:
             continue
-        touched = np.concatenate([here[pair[rows]][one[pair[rows]]], there[pair[rows]][two[pair[rows]]]])
-        if not len(touched):
-            continue
-        first, last = int(touched.min()), int(touched.max()) + 1
-        size = min(CHUNK, points - low)
-        block = np.zeros((size, last - first, 6))
-        mine, theirs = one[pair[rows]], two[pair[rows]]
-        block[track[rows][mine] - low, here[pair[rows]][mine] - first] = mixed[rows][mine]
-        np.add.at(
-            block, (track[rows][theirs] - low, there[pair[rows]][theirs] - first), mixed_back[rows][theirs]
-        )
-        block = block.reshape(size, -1)
-        scaled = block / own[low : low + size, None]
+        high = min(low + CHUNK, points)
+        frame = ties.frame[start:stop]
+        first, last = int(frame.min()), int(frame.max()) + 1
+        cube = np.zeros((high - low, last - first, 6))
+        np.add.at(cube, (ties.point[start:stop] - low, frame - first), ties.value[start:stop])
+        table = cube.reshape(high - low, -1)
+        scaled = table / own[low:high, None]
         span = slice(6 * first, 6 * last)
-        hessian[span, span] -= block.T @ scaled
-        gradient[span] -= scaled.T @ ask[low : low + size]
-        blocks.append((low, size, span, block))
+        hessian[span, span] -= table.T @ scaled
+        gradient[span] -= scaled.T @ ask[low:high]
+        parts.append((slice(low, high), span, table))
     poses = np.linalg.solve(hessian, gradient)
-    for low, size, span, block in blocks:
-        ask[low : low + size] -= block @ poses[span]
-    return poses.reshape(count, 6), ask / own
+    for rows, span, table in parts:
+        ask[rows] -= table @ poses[span]
+    return poses.reshape(-1, 6), ask / own
 
 
 def _linearise(problem: Problem, state: State) -> _Linear:
+    """Return residuals and their derivatives, sorted by frame and anchor."""
     anchor = problem.anchor[problem.track]
     key = problem.frame * len(state.rotation) + anchor
     order = np.argsort(key, kind="stable")

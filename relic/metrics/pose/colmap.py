@@ -17,10 +17,10 @@ __all__ = ["Pycolmap"]
 
 
 class Pycolmap:
-    """Estimate poses with COLMAP's incremental mapper: slower than `VisualOdometry`, nothing on pure rotations.
+    """Estimate poses with COLMAP's incremental mapper: slow, and nothing on pure rotations.
 
-    Intrinsics are held fixed. COLMAP counts pixels from the corner of the first one, so its principal point lies
-    half a pixel further. Of several models the largest is taken; other frames are not registered.
+    Intrinsics are held fixed. COLMAP counts pixels from the corner of the first one, so its principal point
+    lies half a pixel further. Of several models the largest is taken; other frames are not registered.
 
     Args:
         seed: Seed of COLMAP's random sampling.
@@ -40,7 +40,9 @@ class Pycolmap:
         try:
             import pycolmap
         except ImportError as error:
-            raise ImportError("Pycolmap needs pycolmap, which is not installed: pip install pycolmap.") from error
+            raise ImportError(
+                "Pycolmap needs pycolmap, which is not installed: pip install pycolmap."
+            ) from error
         cv2 = core()
         c2w = np.full((len(video), 4, 4), np.nan)
         with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,10 @@ class PoseEstimator(Protocol):
     """Anything that finds camera poses in a video."""
 
     def estimate(self, video: Tensor, *, intrinsics_px: Tensor) -> PoseEstimate:
-        """Return the poses of video (f, h, w, 3) uint8, intrinsics `fx fy cx cy` (4,), centres at integers."""
+        """Return the poses of video (f, h, w, 3) uint8.
+
+        intrinsics_px: (4,) `fx fy cx cy`, pixel centres at integers.
+        """
         ...
 
 
@@ -38,7 +41,9 @@ def check_video(video: Tensor, intrinsics_px: Tensor) -> None:
             f"video is {tuple(video.shape)} {video.dtype}; it must be (f, h, w, 3) uint8, at least one frame."
         )
     if intrinsics_px.shape != (4,):
-        raise ValueError(f"intrinsics_px has shape {tuple(intrinsics_px.shape)}; it must be fx fy cx cy (4,).")
+        raise ValueError(
+            f"intrinsics_px has shape {tuple(intrinsics_px.shape)}; it must be fx fy cx cy (4,)."
+        )
     if not intrinsics_px.isfinite().all() or (intrinsics_px[:2] <= 0).any():
         values = ", ".join(f"{value:g}" for value in intrinsics_px.tolist())
         raise ValueError(
@@ -79,8 +84,8 @@ def anchor_to(estimated: Tensor, truth: Tensor) -> Tensor:
 
     The first registered frame takes the true pose, since a generated video starts from a true picture; the
     scale makes both paths equally wide (root mean square distance from that frame). No other fit is made: a
-    camera that turned the wrong way shows as such. Scale is free, so a camera that moves by half the commanded
-    steps looks right, and one that was told only to turn gets no translation.
+    camera that turned the wrong way shows as such. Scale is free, so a camera that moves by half the
+    commanded steps looks right, and one that was told only to turn gets no translation.
 
     Raises:
         ValueError: If lengths differ, a matrix is not rigid, or a row is partly NaN.

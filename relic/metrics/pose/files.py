@@ -19,8 +19,8 @@ IMAGE_FIELDS: Final = 10  # id, qw qx qy qz, tx ty tz, camera, name
 class PoseFiles(NamedTuple):
     """The poses of one video, as an estimator that reads `folder` instead of looking.
 
-    A video `stem` has its poses in `folder/pose/stem.npz` (ViPE) or in `folder/stem/images.txt` (COLMAP, whose
-    pictures are numbered from 0 or 1 in the order of their names). Say which video comes with `of`:
+    A video `stem` has its poses in `folder/pose/stem.npz` (ViPE) or in `folder/stem/images.txt` (COLMAP; the
+    number in a picture's name is its frame, from 0 or 1). Say which video comes with `of`:
     `PoseFiles(folder, stem="").of("clip_3").estimate(video, intrinsics_px=…)`.
     """
 
@@ -32,7 +32,7 @@ class PoseFiles(NamedTuple):
         return self._replace(stem=stem)
 
     def estimate(self, video: Tensor, *, intrinsics_px: Tensor) -> PoseEstimate:
-        """Return the stored poses of video (f, h, w, 3); the intrinsics are not used, those files have theirs.
+        """Return the stored poses of video (f, h, w, 3); the intrinsics are not used.
 
         Raises:
             FileNotFoundError: If there is no file for this video.
@@ -85,7 +85,7 @@ def read_colmap(path: Path, *, frames: int) -> PoseEstimate:
 
 def _placed(poses: np.ndarray, places: np.ndarray, *, frames: int, path: Path) -> PoseEstimate:
     """Put poses (n, 4, 4) at their frames (n,), NaN elsewhere."""
-    if len(places) and not (0 <= places.min() and places.max() < frames):
+    if len(places) and (places.min() < 0 or places.max() >= frames):
         raise ValueError(
             f"{path} has poses of frames {places.min()} to {places.max()}, the video has {frames} frames."
         )

@@ -10,7 +10,7 @@ __all__ = ["core"]
 
 @lru_cache(maxsize=1)
 def core() -> Any:
-    """Return the module cv2, on one thread: results do not depend on the number of cores.
+    """Return the module cv2.
 
     Raises:
         ImportError: If OpenCV is not installed.

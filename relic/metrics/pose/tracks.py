@@ -21,6 +21,9 @@ BLUR_PX: Final = 0.8  # pictures are smoothed: a drawn edge moves in steps
 SMALLEST: Final = 14  # pixels of the pyramid's top, the shorter side
 FEWEST: Final = 12  # points that survive a step; with fewer the frame is lost
 BORDER: Final = 2  # pixels
+CORRECTION: Final = 1.0  # most that a point's own picture may correct, pixels by certainty
+FEWEST_OF_KEY: Final = 8  # points of a picture, for a homography
+LOOK_BACK: Final = 12  # pictures tried when all points are lost
 KEY_EVERY: Final = 6  # frames between pictures that points come from
 CONTRAST: Final = 200.0  # mean squared grey levels a pixel at which a position is half certain
 
@@ -44,131 +47,149 @@ class Tracks(NamedTuple):
 
 
 def follow(video: np.ndarray) -> tuple[Tracks, float]:
-    """Follow points through video (f, h, w, 3) uint8 -> tracks, and the size of their pixels' picture, a share.
+    """Follow points through video (f, h, w, 3) uint8 -> tracks, and the factor of their pixels.
 
-    A picture higher than 240 pixels is reduced: coordinates are those of the smaller one, centres at integers.
+    A picture higher than 240 pixels is reduced by that factor; centres are at integers in both sizes.
 
     A frame on which too few points are found again is left out, and the next is followed from the last good
-    one: a flash does no harm, a cut ends the tracks.
+    one, or else from an earlier picture: a flash does no harm, a cut ends the tracks.
     """
     cv2 = core()
     factor = min(1.0, HIGHEST / video.shape[1])
-    frames, height, width = len(video), *(round(factor * side) for side in video.shape[1:3])
-    spacing = max(3, round(SPACING * height))
-    registered = np.zeros(frames, bool)
-    keys: dict[int, np.ndarray] = {}  # pictures that points come from
+    size = round(factor * video.shape[1]), round(factor * video.shape[2])
+    registered = np.zeros(len(video), bool)
     anchor, origin = np.zeros(0, int), np.zeros((0, 2), np.float32)
-    seen: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
     ids, pixels = np.zeros(0, int), np.zeros((0, 2), np.float32)
-    last, previous = -1, np.zeros((height, width), np.uint8)
-    for frame in range(frames):
-        grey = _grey(cv2, video[frame], size=(height, width))
-        structure = _structure(cv2, grey)
-        if last >= 0:
-            if not np.array_equal(grey, previous):
-                kept, found = _step(cv2, previous, grey, pixels, structure=structure)
-                kept_ids, found = ids[kept], found[kept]
-                for key in np.unique(anchor[kept_ids]):
-                    mine = np.flatnonzero(anchor[kept_ids] == key)
-                    good, better = _realign(cv2, keys[key], grey, origin[kept_ids[mine]], found[mine], structure=structure)
-                    found[mine] = better
-                    kept_ids[mine[~good]] = -1
-                found, kept_ids = found[kept_ids >= 0], kept_ids[kept_ids >= 0]
-                if len(kept_ids) < FEWEST:
-                    for key in sorted(keys, reverse=True)[:12]:
-                        mine = np.flatnonzero(anchor == key)
-                        kept, found = _step(cv2, keys[key], grey, origin[mine], structure=structure)
-                        mine, found = mine[kept], found[kept]
-                        if len(mine):
-                            good, found = _realign(cv2, keys[key], grey, origin[mine], found, structure=structure)
-                            mine, found = mine[good], found[good]
-                        if len(mine) > 2*FEWEST:
-                            kept_ids = mine
-                            break
-                    else:
-                        continue
-                ids, pixels = kept_ids, found
-            seen.append((frame, ids, pixels, _root(_certainty(structure, pixels))))
-        registered[frame], previous = True, grey
-        if last < 0 or frame - max(keys) >= KEY_EVERY or len(ids) < MOST // 3:
-            new = _points(cv2, grey, pixels, spacing=spacing, most=MOST - len(ids))
-            if last < 0 and len(new) < FEWEST:
-                registered[frame] = False
+    keys: dict[int, np.ndarray] = {}  # pictures that points come from
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    previous = np.zeros(size, np.uint8)
+    for frame, picture in enumerate(video):
+        look = _look(cv2, picture, size=size)
+        if keys:
+            if not np.array_equal(look.grey, previous):
+                kept, found = _step(cv2, previous, look, pixels)
+                found_ids, found = _realign(cv2, keys, look, ids[kept], found[kept], anchor, origin)
+                if len(found_ids) < FEWEST:
+                    found_ids, found = _find_again(cv2, keys, look, anchor, origin)
+                if len(found_ids) < FEWEST:
+                    continue
+                ids, pixels = found_ids, found
+            certainty = _root(_certainty(look.structure, pixels))
+            seen.append((np.full(len(ids), frame), ids, pixels, certainty))
+        if not keys or frame - max(keys) >= KEY_EVERY or len(ids) < MOST // 3:
+            new = _points(cv2, look.grey, pixels, most=MOST - len(ids))
+            if not keys and len(new) < FEWEST:
                 continue
             if len(new):
-                keys[frame] = grey
+                keys[frame] = look.grey
                 ids = np.concatenate([ids, np.arange(len(anchor), len(anchor) + len(new))])
                 anchor = np.concatenate([anchor, np.full(len(new), frame)])
                 origin, pixels = np.concatenate([origin, new]), np.concatenate([pixels, new])
-        last = frame
-    tracks = Tracks(
-        anchor=anchor,
-        origin=origin.astype(float),
-        frame=np.concatenate([np.zeros(0, int), *(np.full(len(part[1]), part[0]) for part in seen)]),
-        track=np.concatenate([np.zeros(0, int), *(part[1] for part in seen)]),
-        pixel=np.concatenate([np.zeros((0, 2)), *(part[2] for part in seen)]),
-        certainty=np.concatenate([np.zeros((0, 2, 2)), *(part[3] for part in seen)]),
-        registered=registered,
-    )
+        registered[frame], previous = True, look.grey
+    nothing = (np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)), np.zeros((0, 2, 2)))
+    number, track, pixel, certain = (np.concatenate(column) for column in zip(nothing, *seen, strict=True))
+    tracks = Tracks(anchor, origin.astype(float), number, track, pixel, certain, registered)
     return tracks, factor
 
 
-def _grey(cv2: Any, picture: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture (h, w, 3) as smoothed grey of `size` (height, width)."""
+class _Look(NamedTuple):
+    """A picture as it is measured. grey: (h, w) uint8, smoothed; structure: (h, w, 3), see `_look`."""
+
+    grey: np.ndarray
+    structure: np.ndarray
+
+
+def _look(cv2: Any, picture: np.ndarray, *, size: tuple[int, int]) -> _Look:
+    """Make a picture (h, w, 3) smoothed grey, with the mean squared gradients xx, xy, yy of each patch."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     if grey.shape != size:
         grey = cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA)
-    return cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
+    grey = cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
+    x, y = (cv2.Scharr(grey, cv2.CV_32F, *axis, scale=1 / 32) for axis in ((1, 0), (0, 1)))
+    squares = np.stack([x * x, x * y, y * y], axis=-1)
+    return _Look(grey, cv2.boxFilter(squares, -1, (WINDOW, WINDOW)))
 
 
-def _realign(cv2: Any, key: np.ndarray, grey: np.ndarray, origin: np.ndarray, pixels: np.ndarray, *, structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measure points against the picture that they come from, warped by the homography that fits best."""
-    height, width = grey.shape
-    if len(origin) < 8:
-        return np.zeros(len(origin), bool), pixels
-    cv2.setRNGSeed(0)
-    plane, _ = cv2.findHomography(origin, pixels, cv2.RANSAC, 2.0, maxIters=200)
-    if plane is None:
-        return np.zeros(len(origin), bool), pixels
-    warped = cv2.warpPerspective(key, plane, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    start = cv2.perspectiveTransform(origin[:, None], plane)[:, 0]
-    settings = {"winSize": (WINDOW, WINDOW), "maxLevel": 0, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
-        "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.003)}
-    limit = np.array([width - 1 - BORDER, height - 1 - BORDER])
-    found, forward, _ = cv2.calcOpticalFlowPyrLK(warped, grey, start, pixels.copy(), **settings)
-    back, backward, _ = cv2.calcOpticalFlowPyrLK(grey, warped, found, start + (pixels - found), **settings)
-    kept = (forward[:, 0] == 1) & (backward[:, 0] == 1) & ((found >= BORDER) & (found <= limit)).all(1)
-    certainty = _certainty(structure, np.clip(found, 0, limit))
-    for miss, most in ((back - start, ROUND_TRIP), (found - pixels, 1.0)):
-        kept &= np.einsum("ni,nij,nj->n", miss, certainty, miss) < most**2
-    return kept, found
-
-
-def _step(
-    cv2: Any, here: np.ndarray, there: np.ndarray, pixels: np.ndarray, *, structure: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _step(cv2: Any, here: np.ndarray, there: _Look, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Follow pixels (n, 2) from one picture to the next -> which were found (n,), and where (n, 2)."""
-    if len(pixels) == 0:
+    if not len(pixels):
         return np.zeros(0, bool), pixels
-    height, width = there.shape
-    settings = {
-        "winSize": (WINDOW, WINDOW),
-        "maxLevel": max(0, int(np.log2(min(height, width) / SMALLEST))),
-        "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.003),
-    }
-    found, forward, _ = cv2.calcOpticalFlowPyrLK(here, there, pixels, None, **settings)
-    back, backward, _ = cv2.calcOpticalFlowPyrLK(there, here, found, None, **settings)
+    settings = _settings(cv2) | {"maxLevel": max(0, int(np.log2(min(here.shape) / SMALLEST)))}
+    found, forward, _ = cv2.calcOpticalFlowPyrLK(here, there.grey, pixels, None, **settings)
+    back, backward, _ = cv2.calcOpticalFlowPyrLK(there.grey, here, found, None, **settings)
+    kept = (forward[:, 0] == 1) & (backward[:, 0] == 1)
+    return kept & _near(there, found, back - pixels, most=ROUND_TRIP), found
+
+
+def _realign(
+    cv2: Any,
+    keys: dict[int, np.ndarray],
+    look: _Look,
+    ids: np.ndarray,
+    pixels: np.ndarray,
+    anchor: np.ndarray,
+    origin: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure points (n,) against the pictures that they come from -> those that fit, and where.
+
+    Following alone drifts. Each picture is warped by the homography that fits its points best, so that
+    patches look alike; the homography only guides, and each point is measured by itself.
+    """
+    height, width = look.grey.shape
+    settings = _settings(cv2) | {"maxLevel": 0, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
+    kept, better = np.zeros(len(ids), bool), pixels.copy()
+    for key in np.unique(anchor[ids]):
+        mine = np.flatnonzero(anchor[ids] == key)
+        if len(mine) < FEWEST_OF_KEY:
+            continue
+        start, near = origin[ids[mine]], pixels[mine]
+        cv2.setRNGSeed(0)
+        plane, _ = cv2.findHomography(start, near, cv2.RANSAC, 2.0, maxIters=200)
+        if plane is None:
+            continue
+        edge = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+        warped = cv2.warpPerspective(keys[int(key)], plane, (width, height), **edge)
+        start = cv2.perspectiveTransform(start[:, None], plane)[:, 0]
+        found, forward, _ = cv2.calcOpticalFlowPyrLK(warped, look.grey, start, near.copy(), **settings)
+        guess = start + (near - found)
+        back, backward, _ = cv2.calcOpticalFlowPyrLK(look.grey, warped, found, guess, **settings)
+        good = (forward[:, 0] == 1) & (backward[:, 0] == 1)
+        good &= _near(look, found, back - start, most=ROUND_TRIP)
+        kept[mine] = good & _near(look, found, found - near, most=CORRECTION)
+        better[mine] = found
+    return ids[kept], better[kept]
+
+
+def _find_again(
+    cv2: Any, keys: dict[int, np.ndarray], look: _Look, anchor: np.ndarray, origin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Look for the points of an earlier picture, the newest first -> their ids (n,) and pixels (n, 2)."""
+    for key in sorted(keys, reverse=True)[:LOOK_BACK]:
+        ids = np.flatnonzero(anchor == key)
+        kept, found = _step(cv2, keys[key], look, origin[ids])
+        ids, found = _realign(cv2, keys, look, ids[kept], found[kept], anchor, origin)
+        if len(ids) > 2 * FEWEST:
+            return ids, found
+    return np.zeros(0, int), np.zeros((0, 2), np.float32)
+
+
+def _settings(cv2: Any) -> dict[str, Any]:
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.003)
+    return {"winSize": (WINDOW, WINDOW), "criteria": criteria}
+
+
+def _near(look: _Look, pixels: np.ndarray, miss: np.ndarray, *, most: float) -> np.ndarray:
+    """Say which pixels (n, 2) are inside the picture and off by less than `most`, weighed by certainty."""
+    height, width = look.grey.shape
     limit = np.array([width - 1 - BORDER, height - 1 - BORDER])
-    kept = (forward[:, 0] == 1) & (backward[:, 0] == 1) & ((found >= BORDER) & (found <= limit)).all(1)
-    miss = (back - pixels)[kept]
-    certainty = _certainty(structure, found[kept])
-    kept[kept] = np.einsum("ni,nij,nj->n", miss, certainty, miss) < ROUND_TRIP**2
-    return kept, found
+    inside = np.logical_and(pixels >= BORDER, pixels <= limit).all(axis=1)
+    certainty = _certainty(look.structure, np.clip(pixels, 0, limit))
+    return inside & (np.einsum("ni,nij,nj->n", miss, certainty, miss) < most**2)
 
 
-def _points(cv2: Any, grey: np.ndarray, pixels: np.ndarray, *, spacing: int, most: int) -> np.ndarray:
+def _points(cv2: Any, grey: np.ndarray, pixels: np.ndarray, *, most: int) -> np.ndarray:
     """Find up to `most` new points (n, 2) float32, apart from one another and from `pixels`."""
-    none = np.zeros((0, 2), np.float32)
+    none, spacing = np.zeros((0, 2), np.float32), max(3, round(SPACING * len(grey)))
     if most < MOST // 10:
         return none
     quality = cv2.cornerMinEigenVal(grey, 3)
@@ -181,12 +202,6 @@ def _points(cv2: Any, grey: np.ndarray, pixels: np.ndarray, *, spacing: int, mos
         cv2.circle(free, (round(float(x)), round(float(y))), spacing, 0, -1)
     points = cv2.goodFeaturesToTrack(grey, most, QUALITY, spacing, mask=free, blockSize=3)
     return none if points is None else points[:, 0]
-
-
-def _structure(cv2: Any, grey: np.ndarray) -> np.ndarray:
-    """Return the mean squared gradients xx, xy, yy of each patch (h, w, 3), grey levels a pixel."""
-    x, y = (cv2.Scharr(grey, cv2.CV_32F, *axis, scale=1 / 32) for axis in ((1, 0), (0, 1)))
-    return cv2.boxFilter(np.stack([x * x, x * y, y * y], axis=-1), -1, (WINDOW, WINDOW))
 
 
 def _certainty(structure: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class VisualOdometry:
     Two readings of one video can look alike: near and far exchanged, the motion reversed (Necker reversal).
     Both are tried while the difference shows; over a flat wall it may not.
 
-    The first step longer than rest has length 1 in the estimate: a single camera has no scale.
+    A single camera has no scale: the first step longer than a tenth of the longest has length 1.
     """
 
     def estimate(self, video: Tensor, *, intrinsics_px: Tensor) -> PoseEstimate:
@@ -104,9 +104,7 @@ class _Walk:
         self.problem, self.state = problem, state
         frames = np.arange(len(state.rotation) + 1)
         self._frames = frames[:-1]
-        self._span = _Span(
-            np.searchsorted(problem.frame, frames), np.searchsorted(problem.anchor, frames)
-        )
+        self._span = _Span(np.searchsorted(problem.frame, frames), np.searchsorted(problem.anchor, frames))
         self._surely = 0  # checks in a row that the mirrored reading has clearly lost
 
     def run(self) -> State:
@@ -126,7 +124,9 @@ class _Walk:
             if (frame in CHECKS or frame == last) and self._surely < 2:
                 self._check_mirrored(frame)
         free = self._frames > 0
-        self.state = adjust(self.problem, self.state, free=free, iterations=8, soft=FINE_PX, pull=LAST_PULL_PX)
+        self.state = adjust(
+            self.problem, self.state, free=free, iterations=8, soft=FINE_PX, pull=LAST_PULL_PX
+        )
         return self._turning_only() or self.state
 
     def _guess(self, frame: int) -> None:
@@ -136,7 +136,9 @@ class _Walk:
         if frame > 1:
             turn = rotation[frame - 1] @ rotation[frame - 2].T
             rotation[frame] = turn @ rotation[frame - 1]
-            translation[frame] = translation[frame - 1] + turn @ (translation[frame - 1] - translation[frame - 2])
+            translation[frame] = translation[frame - 1] + turn @ (
+                translation[frame - 1] - translation[frame - 2]
+            )
 
     def _start_points(self, frame: int) -> None:
         """Guess the depth of new points from those near by in the picture."""
