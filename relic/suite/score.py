@@ -6,11 +6,12 @@ import math
 from typing import Final
 
 import torch
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from relic.metrics.closure import loop_closure, mind_lcm
 from relic.metrics.drift import drift_of, look
-from relic.metrics.pose.estimator import anchor_to
+from relic.metrics.pose.estimator import PoseEstimator, anchor_to
 from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
 from relic.metrics.trajectory_error import ActionError
 from relic.suite.judges import Judges
@@ -24,7 +25,7 @@ SAME_POSE: Final = 1e-6  # of every entry; a path that closes does so exactly
 COUNTS: Final = (
     "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
     "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
-    "action/unscored",
+    "action/unscored", "action/estimator_failed",
 )  # fmt: skip
 
 
@@ -61,8 +62,9 @@ def score_video(
     if judges.estimator is not None:
         # true frames look sharper than decoded ones, and tracks would break where they meet
         shown = video if reconstruction is None else torch.cat([reconstruction[:prefix], video[prefix:]])
-        found = judges.estimator.estimate(shown, intrinsics_px=truth.intrinsics_px)
-        camera = anchor_to(found.c2w, truth.c2w)
+        estimated, failed = _estimate(judges.estimator, shown, truth)
+        scores["action/estimator_failed"] = float(failed)
+        camera = anchor_to(estimated, truth.c2w)
     if measures == "memory":
         metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)
         metrics.update(
@@ -83,10 +85,22 @@ def score_video(
         metrics.update(video, truth, estimated_c2w=camera, reconstruction=reconstruction)
         scores |= {name: float(value) for name, value in metrics.compute().items()}
         motion = ActionError()
-        motion.update(found.c2w, truth.c2w, d_bar=truth.d_bar)
+        motion.update(estimated, truth.c2w, d_bar=truth.d_bar)
         scores |= {name: float(value) for name, value in motion.compute().items()}
     scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
+
+
+def _estimate(estimator: PoseEstimator, video: Tensor, truth: Clip) -> tuple[Tensor, bool]:
+    """Return the poses of a video (f, 4, 4), NaN where not found, and whether the estimator broke down.
+
+    Noise can leave its equations without a solution. Hours of play do not end with that: no frame is found
+    then, and the report counts it.
+    """
+    try:
+        return estimator.estimate(video, intrinsics_px=truth.intrinsics_px).c2w, False
+    except LinAlgError:
+        return torch.full_like(truth.c2w, math.nan), True
 
 
 def look_by_second(video: Tensor, *, fps: float) -> dict[str, list[float]]:

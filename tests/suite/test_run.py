@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +131,18 @@ def test_scores_are_of_the_named_metrics(tmp_path):
         float(clip.video[:16].float().mean((1, 2)).matmul(torch.tensor([0.299, 0.587, 0.114])).mean() / 255),
         abs=1e-5,
     )
+
+
+def test_an_estimator_that_breaks_down_ends_nothing_and_is_counted(tmp_path):
+    class Broken:
+        def estimate(self, video, *, intrinsics_px):
+            raise np.linalg.LinAlgError("Singular matrix")
+
+    clip = cases_in(tmp_path)[1].truth()
+    broken = replace(JUDGES, estimator=Broken())
+    scores = score_video(clip.video, clip, prefix=1, measures="action", judges=broken)
+    assert scores["action/estimator_failed"] == 1 and scores["action/coverage"] == 0
+    assert score_video(clip.video, clip, prefix=1, measures="action", judges=JUDGES)["action/coverage"] > 0
 
 
 def test_panels_stand_side_by_side_under_bars_that_tell_truth_from_generated():
