@@ -29,7 +29,8 @@ figure { margin: 2rem 0; } img { display: block; margin: .4rem 0; max-width: 100
 figure img { image-rendering: pixelated; min-width: 60%; } figcaption { color: #666; font-size: .9rem; }
 """
 OWN_STYLE: Final = """
-.scroll { overflow-x: auto; } td { white-space: nowrap; } td small { color: #777; }
+.scroll { overflow-x: auto; } .scroll td, .scroll th { padding: .25rem .5rem; font-size: .85rem; }
+td { white-space: nowrap; } td small { color: #777; }
 tr.beside td { color: #777; font-style: italic; }
 video { display: block; width: 100%; image-rendering: pixelated; }
 .notes li { margin: .3rem 0; } details { margin: .6rem 0; } .bad { color: #a33; }
