@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -93,8 +92,3 @@ def _table(path: Path, rows: list) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def middle(video: np.ndarray) -> Tensor:
-    """The part of `moving` frames that a 32x48 world sees, before scaling."""
-    return torch.from_numpy(video[:, :, 5:59])
