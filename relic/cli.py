@@ -25,6 +25,7 @@ VERBS = {
     "report": "sample clips with a fitted teacher and lay them beside the truth",
     "export": "write the bundle of a fitted student that relic.World reads",
     "rollout": "roll a world out from an image along a script of actions",
+    "evaluate": "play a suite of scripted paths and score memory and motion against the engine",
     "convert": "convert weights between public Wan2.1 layouts and relic's own files",
     "demo": "render, fit and sample a small world, with a report at the end",
 }

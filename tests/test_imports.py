@@ -45,6 +45,18 @@ TABLE = {
         {"types", "ops", "metrics", "data"},
         MATHS | {"lightning", "torchmetrics", "numpy", "PIL", "matplotlib", "tensorboard"},
     ),
+    "suite": May(
+        {
+            "types",
+            "ops",
+            "engine",
+            "metrics",
+            "data",
+            "session",
+            "world",
+        },  # data: one way to read and write mp4
+        MATHS | {"numpy", "yaml", "safetensors", "PIL", "matplotlib", "tqdm"},
+    ),
     "serve": May(
         {"types", "ops", "session", "world"},
         MATHS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from relic.callbacks.panel import side_by_side
 from relic.data import read_clips
 from relic.modules import TeacherExtension
 from relic.ops.video import psnr
+from relic.suite.page import STYLE, image
 from relic.types import Clip
 
 __all__ = ["report"]
@@ -148,7 +148,9 @@ def write_html(
     )
     curve = f"<h2>Losses</h2>{image(losses, 'png')}" if losses else ""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(PAGE.format(facts=items, cells=cells, figures=figures, curve=curve), encoding="utf-8")
+    out.write_text(
+        PAGE.format(style=STYLE, facts=items, cells=cells, figures=figures, curve=curve), encoding="utf-8"
+    )
 
 
 def animation(video: Tensor, *, fps: float) -> bytes:
@@ -176,18 +178,9 @@ def strip(truth: Tensor, sample: Tensor, *, pictures: int = 6) -> bytes:
     return buffer.getvalue()
 
 
-def image(data: bytes, kind: str) -> str:
-    return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
-
-
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>relic: truth beside samples</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color:
-#222; }} table {{ border-collapse: collapse; }} td, th {{ padding: .3rem 1rem; border-bottom: 1px solid #ddd;
-text-align: left; }} figure {{ margin: 2rem 0; }} img {{ display: block; margin: .4rem 0; max-width: 100%; }}
-figure img {{ image-rendering: pixelated; min-width: 60%; }} figcaption {{ color: #666; font-size: .9rem; }}
-</style>
+<style>{style}</style>
 <h1>Truth beside samples</h1>
 <p>Each clip is generated from its first frame, its caption and its camera actions. Left the truth, middle the
 sample, right the camera's path from above. Below it, frames of the truth (upper row) and of the sample (lower

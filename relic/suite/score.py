@@ -1,0 +1,113 @@
+"""The scores of one video beside its truth: memory, motion and drift, each by the metric of that name."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from numpy.linalg import LinAlgError
+from torch import Tensor
+
+from relic.metrics.closure import loop_closure, mind_lcm
+from relic.metrics.drift import drift_of, look
+from relic.metrics.pose.estimator import PoseEstimator, anchor_to
+from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
+from relic.metrics.trajectory_error import ActionError
+from relic.suite.judges import Judges
+from relic.suite.scripts import Measures
+from relic.types import Clip
+
+__all__ = ["COUNTS", "look_by_second", "score_video"]
+
+DRIFT_SECONDS: Final = 1.0  # at either end
+SAME_POSE: Final = 1e-6  # of every entry; a path that closes does so exactly
+COUNTS: Final = (
+    "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
+    "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
+    "action/unscored", "action/estimator_failed",
+)  # fmt: skip
+
+
+def score_video(
+    video: Tensor,
+    truth: Clip,
+    *,
+    prefix: int,
+    measures: Measures,
+    judges: Judges,
+    reconstruction: Tensor | None = None,
+) -> dict[str, float]:
+    """Return the scores of a video by their public names; NaN where a score has nothing to be taken of.
+
+    A case that measures memory is scored at its revisits against truth, after the prefix frame by frame
+    (MIND's long-context memory), and where the path closes by its last frame against its first (Echo's). One
+    that measures action is scored by its motion, and at revisits against itself.
+
+    Args:
+        video: uint8 (f, h, w, 3), its first frames true.
+        truth: What it should equal.
+        prefix: How many frames are true.
+        measures: Of the case.
+        judges: What it is scored with.
+        reconstruction: uint8 (f, h, w, 3), the truth through the autoencoder; of the prefix, the estimator
+            sees this.
+
+    Raises:
+        ValueError: If lengths or sizes differ.
+    """
+    scores: dict[str, float] = {}
+    metrics: RevisitScore | SelfRevisitScore
+    camera = None
+    if judges.estimator is not None:
+        # true frames look sharper than decoded ones, and tracks would break where they meet
+        shown = video if reconstruction is None else torch.cat([reconstruction[:prefix], video[prefix:]])
+        estimated, failed = _estimate(judges.estimator, shown, truth)
+        scores["action/estimator_failed"] = float(failed)
+        camera = anchor_to(estimated, truth.c2w)
+    if measures == "memory":
+        metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)
+        metrics.update(
+            video, truth, prefix_frames=prefix, estimated_c2w=camera, reconstruction=reconstruction
+        )
+        scores |= {name: float(value) for name, value in metrics.compute().items()}
+        others = {"lcm": mind_lcm(video, truth.video, context_frames=prefix, lpips=judges.lpips)}
+        if torch.allclose(truth.c2w[0], truth.c2w[-1], atol=SAME_POSE):
+            others["closure"] = loop_closure(video, lpips=judges.lpips)
+        scores |= {
+            f"memory/{name}_{tail}": value
+            for tail, closeness in others.items()
+            for name, value in closeness._asdict().items()
+            if value is not None
+        }
+    elif camera is not None:
+        metrics = SelfRevisitScore(rule=judges.rule, lpips=judges.lpips)
+        metrics.update(video, truth, estimated_c2w=camera, reconstruction=reconstruction)
+        scores |= {name: float(value) for name, value in metrics.compute().items()}
+        motion = ActionError()
+        motion.update(estimated, truth.c2w, d_bar=truth.d_bar)
+        scores |= {name: float(value) for name, value in motion.compute().items()}
+    scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
+    return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
+
+
+def _estimate(estimator: PoseEstimator, video: Tensor, truth: Clip) -> tuple[Tensor, bool]:
+    """Return the poses of a video (f, 4, 4), NaN where not found, and whether the estimator broke down.
+
+    Noise can leave its equations without a solution. Hours of play do not end with that: no frame is found
+    then, and the report counts it.
+    """
+    try:
+        return estimator.estimate(video, intrinsics_px=truth.intrinsics_px).c2w, False
+    except LinAlgError:
+        return torch.full_like(truth.c2w, math.nan), True
+
+
+def look_by_second(video: Tensor, *, fps: float) -> dict[str, list[float]]:
+    """Return the mean look of each second of a video (f, h, w, 3), by the names of `relic.metrics.Look`."""
+    seconds = (torch.arange(len(video)) / fps).long()
+    counts = torch.bincount(seconds)
+    return {
+        name: (torch.bincount(seconds, weights=values.double().cpu()) / counts).tolist()
+        for name, values in look(video)._asdict().items()
+    }
