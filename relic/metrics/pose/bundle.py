@@ -17,6 +17,7 @@ __all__ = ["Problem", "State", "adjust", "cost", "exponential", "residuals", "se
 FARTHEST: Final = 1e-4  # least inverse depth, as a share of its prior
 BESIDE: Final = 0.1  # least depth against that in the anchor frame
 CHUNK: Final = 128  # points eliminated at a time; their frames are few, since points live in time
+FARTHEST_STEP: Final = 1e3  # of a pose, radians or units: beyond, the equations were near-singular
 
 
 class Problem(NamedTuple):
@@ -96,9 +97,15 @@ def adjust(
     """Lower the cost over the poses of `free` frames (f,) bool and, with `deep`, all inverse depths."""
     damping, best = 1e-4, cost(problem, state, soft=soft, pull=pull)
     for _ in range(iterations):
-        step = _solve(problem, state, free=free, damping=damping, soft=soft, pull=pull, deep=deep)
-        trial = _moved(state, *step, free=free)
-        found = cost(problem, trial, soft=soft, pull=pull)
+        trial, found = state, np.inf
+        try:
+            step = _solve(problem, state, free=free, damping=damping, soft=soft, pull=pull, deep=deep)
+        except np.linalg.LinAlgError:
+            pass  # what is seen leaves a pose open: damp more, as for a step that fails
+        else:
+            if np.abs(step[0]).max(initial=0.0) < FARTHEST_STEP:
+                trial = _moved(state, *step, free=free)
+                found = cost(problem, trial, soft=soft, pull=pull)
         if found < best:
             settled = best - found < 1e-5 * best
             state, best, damping = trial, found, max(damping / 10, 1e-8)

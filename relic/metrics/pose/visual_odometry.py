@@ -25,6 +25,7 @@ SURER: Final = 0.9  # the mirrored reading must cost less than this share to be 
 DECIDED: Final = 2.0  # times as costly a mirrored reading, twice running, ends the checks
 NEIGHBOURS: Final = 5  # points that a new point's depth is guessed from
 TURN_ONLY_PX: Final = 0.5  # turning alone must bring 90 of 100 sightings this near
+LOST: Final = 1e3  # times the depth of the first points
 PARALLAX_PX: Final = 1.0  # a tenth of the sightings must show this much before the mirrored reading is tried
 
 
@@ -57,11 +58,12 @@ class VisualOdometry:
         c2w = np.full((len(video), 4, 4), np.nan)
         if tracks.registered.any():
             c2w[tracks.registered] = _solve(tracks, focal=focal, centre=centre)
-        return PoseEstimate(c2w=torch.from_numpy(c2w), registered=torch.from_numpy(tracks.registered))
+        registered = np.isfinite(c2w).all((1, 2))
+        return PoseEstimate(c2w=torch.from_numpy(c2w), registered=torch.from_numpy(registered))
 
 
 def _solve(tracks: Tracks, *, focal: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Return c2w (r, 4, 4) of the registered frames, the first at the origin."""
+    """Return c2w (r, 4, 4) of the followed frames, the first at the origin; NaN once the scale is lost."""
     frames, points = int(tracks.registered.sum()), len(tracks.anchor)
     place = np.cumsum(tracks.registered) - 1
     problem = Problem(
@@ -81,12 +83,14 @@ def _solve(tracks: Tracks, *, focal: np.ndarray, centre: np.ndarray) -> np.ndarr
     )
     if len(problem.track):
         state = _Walk(problem, state).run()
+    reached = len(state.rotation)
     c2w = np.tile(np.eye(4), (frames, 1, 1))
-    c2w[:, :3, :3] = np.swapaxes(state.rotation, 1, 2)
-    c2w[:, :3, 3] = -np.einsum("fij,fj->fi", c2w[:, :3, :3], state.translation)
-    steps = np.linalg.norm(np.diff(c2w[:, :3, 3], axis=0), axis=1)
+    c2w[:reached, :3, :3] = np.swapaxes(state.rotation, 1, 2)
+    c2w[:reached, :3, 3] = -np.einsum("fij,fj->fi", c2w[:reached, :3, :3], state.translation)
+    steps = np.linalg.norm(np.diff(c2w[:reached, :3, 3], axis=0), axis=1)
     if len(steps) and steps.max() > 0:
         c2w[:, :3, 3] /= steps[np.argmax(steps > 0.1 * steps.max())]
+    c2w[reached:] = np.nan
     return c2w
 
 
@@ -108,8 +112,8 @@ class _Walk:
         self._surely = 0  # checks in a row that the mirrored reading has clearly lost
 
     def run(self) -> State:
-        """Return the poses and depths that explain all sightings."""
-        last = len(self._frames) - 1
+        """Return the poses that explain all sightings, of the frames up to where the scale is lost."""
+        last, reached = len(self._frames) - 1, len(self._frames)
         for frame in range(1, last + 1):
             self._guess(frame)
             seen = self._seen(frame, frame + 1)
@@ -123,11 +127,20 @@ class _Walk:
                 self._adjust(seen, free=free, iterations=4, soft=COARSE_PX[-1])
             if (frame in CHECKS or frame == last) and self._surely < 2:
                 self._check_mirrored(frame)
-        free = self._frames > 0
-        self.state = adjust(
-            self.problem, self.state, free=free, iterations=8, soft=FINE_PX, pull=LAST_PULL_PX
-        )
-        return self._turning_only() or self.state
+            if self._scale_is_lost(frame):
+                reached = frame
+                break
+        seen = self._seen(0, reached)
+        free = (self._frames > 0) & (self._frames < reached)
+        self.state = adjust(seen, self.state, free=free, iterations=8, soft=FINE_PX, pull=LAST_PULL_PX)
+        state = self._turning_only(seen, free=free) or self.state
+        return state._replace(rotation=state.rotation[:reached], translation=state.translation[:reached])
+
+    def _scale_is_lost(self, frame: int) -> bool:
+        """Return whether depth or place have slipped away, as where every picture is of something else."""
+        born = slice(*self._span.births[frame : frame + 2])
+        sizes = np.append(self.state.prior[born], 1 / self.state.prior[born])
+        return not max(sizes.max(initial=0), np.abs(self.state.translation[frame]).max()) < LOST
 
     def _guess(self, frame: int) -> None:
         """Begin with the motion of the frame before."""
@@ -180,13 +193,13 @@ class _Walk:
             self.state = mine
         self._surely = self._surely + 1 if costs[1] > DECIDED * costs[0] else 0
 
-    def _turning_only(self) -> State | None:
+    def _turning_only(self, seen: Problem, *, free: np.ndarray) -> State | None:
         """Return the best state without translation if it leaves little unexplained."""
         still = self.state._replace(
             translation=np.zeros_like(self.state.translation), inverse=np.zeros_like(self.state.inverse)
         )
-        still = adjust(self.problem, still, free=self._frames > 0, iterations=20, soft=FINE_PX, deep=False)
-        missed = np.linalg.norm(residuals(self.problem, still), axis=1)
+        still = adjust(seen, still, free=free, iterations=20, soft=FINE_PX, deep=False)
+        missed = np.linalg.norm(residuals(seen, still), axis=1)
         return still if np.quantile(missed, 0.9) < TURN_ONLY_PX else None
 
     def _seen(self, start: int, stop: int) -> Problem:

@@ -94,3 +94,16 @@ def test_depth_is_carried_to_another_frame():
     world = true.rotation[anchor].T @ (problem.ray[track] / true.inverse[track] - true.translation[anchor])
     depth = (true.rotation[5] @ world + true.translation[5])[2]
     assert inverse[point] == pytest.approx(1 / depth)
+
+
+def test_a_pose_that_nothing_sees_stays_where_it_is():
+    problem, true = scene()
+    seen = problem.frame != 4
+    part = problem._replace(
+        frame=problem.frame[seen], track=problem.track[seen], pixel=problem.pixel[seen],
+        certainty=problem.certainty[seen],
+    )  # fmt: skip
+    start = disturbed(true)
+    found = adjust(part, start, free=np.arange(6) > 0, iterations=20, soft=1.0)
+    assert np.allclose(found.translation[4], start.translation[4], atol=1e-6)
+    assert np.abs(residuals(part, found)).max() < 1e-2 < np.abs(residuals(part, start)).max()

@@ -115,3 +115,15 @@ def test_one_frame_has_the_pose_of_the_origin():
     film = clip("dolly_out*12")
     found = estimate(film._replace(video=film.video[:1]))
     assert torch.equal(found.c2w[0], torch.eye(4, dtype=torch.float64))
+
+
+def test_a_video_of_noise_loses_its_scale_and_says_so():
+    draw = torch.Generator().manual_seed(3)
+    coarse = torch.rand(120, 3, 8, 12, generator=draw)
+    slow = torch.stack([coarse[max(0, i - 6) : i + 1].mean(0) for i in range(120)])  # lasts a few frames
+    video = torch.nn.functional.interpolate(slow, size=(64, 96), mode="bilinear")
+    video = (255 * video).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    intrinsics = torch.tensor([60.0, 60.0, 47.5, 31.5], dtype=torch.float64)
+    found = VisualOdometry().estimate(video, intrinsics_px=intrinsics)
+    assert found.registered[0] and torch.isfinite(found.c2w[found.registered]).all()
+    assert found.c2w[~found.registered].isnan().all()
