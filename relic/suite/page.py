@@ -30,7 +30,7 @@ figure img { image-rendering: pixelated; min-width: 60%; } figcaption { color: #
 """
 OWN_STYLE: Final = """
 .scroll { overflow-x: auto; } .scroll td, .scroll th { padding: .25rem .5rem; font-size: .85rem; }
-td { white-space: nowrap; } td small { color: #777; }
+td { white-space: nowrap; } td:first-child { white-space: normal; } td small { color: #777; display: block; }
 tr.beside td { color: #777; font-style: italic; }
 video { display: block; width: 100%; image-rendering: pixelated; }
 .notes li { margin: .3rem 0; } details { margin: .6rem 0; } .bad { color: #a33; }
