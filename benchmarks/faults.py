@@ -141,7 +141,7 @@ def make_cases(clips: int, *, size: tuple[int, int], seed: int = 7) -> list[Case
     cases = []
     for number in range(clips):
         out, back = SCRIPTS[number % len(SCRIPTS)]
-        actions = torch.cat([torch.zeros(1, 13), parse_script(f"{out} {back}")])
+        actions = parse_script(f"{out} {back}")
         prefix = len(parse_script(out))
         mirrored, half = actions.clone(), actions.clone()
         mirrored[prefix:] = mirror_actions(actions[prefix:])

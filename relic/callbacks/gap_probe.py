@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from relic.callbacks.undisturbed import undisturbed
 from relic.data.datamodule import WorldDataModule
 from relic.ops.actions import exchange_actions
 from relic.types import Batch, ClipSpec
@@ -184,7 +184,7 @@ class GapProbe(Callback):
                 )
             return
         self.validations, self.history = 0, []
-        with _undisturbed(trainer, pl_module):
+        with undisturbed(trainer, pl_module):
             values = self.measure(trainer, pl_module) | self.measure_start(trainer, pl_module)
         self._record(values, step=0)
         for logger in trainer.loggers:
@@ -195,7 +195,7 @@ class GapProbe(Callback):
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:
-            with _undisturbed(trainer, pl_module):
+            with undisturbed(trainer, pl_module):
                 self._record(self.measure(trainer, pl_module), step=trainer.global_step)
         for name, value in self.history[-1].items():
             if name.startswith("gap/") and not name.startswith("gap/step0"):
@@ -270,16 +270,3 @@ class GapProbe(Callback):
 
 def _mean(losses: Mapping[str, float]) -> float:
     return sum(losses.values()) / len(losses)
-
-
-@contextmanager
-def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Measure in evaluation mode, without gradients and in the run's precision; leave the mode as it was."""
-    training = {module: module.training for module in pl_module.modules()}
-    pl_module.eval()
-    try:
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

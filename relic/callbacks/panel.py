@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-__all__ = ["gif_bytes", "path_from_above", "side_by_side"]
+__all__ = ["add_picture", "gif_bytes", "path_from_above", "side_by_side"]
 
 PAPER, INK, TRAIL, CAMERA = (250, 248, 244), (60, 60, 60), (190, 190, 190), (200, 60, 40)
 
@@ -60,3 +61,11 @@ def gif_bytes(video: Tensor, *, fps: float) -> bytes:
         buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
     )
     return buffer.getvalue()
+
+
+def add_picture(writer: Any, tag: str, picture: bytes, *, step: int) -> None:
+    """Add an encoded GIF, or PNG, to a TensorBoard SummaryWriter (whose own add_video wants moviepy)."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    image = Summary.Image(encoded_image_string=picture)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,9 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from relic.nn.checkpoints import WeightsSource, check_source, load_weights, save_weights
 from relic.ops.randomness import keyed_generator, keyed_normal, keyed_uniform
+from relic.ops.video import from_uint8, to_uint8
 from relic.parallel import Compute, average_gradients, clip_gradients, gathered, shard_network
+from relic.types import Clip
 
-__all__ = ["Frozen", "RelicModule", "adamw"]
+__all__ = ["Frozen", "RelicModule", "adamw", "reconstructed"]
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -43,6 +46,13 @@ class Frozen(nn.Module):
     def _apply(self, fn: Callable, recurse: bool = True) -> Frozen:
         self.net._apply(fn, recurse)
         return self
+
+
+@torch.no_grad()
+def reconstructed(vae: Any, clips: Sequence[Clip], *, device: torch.device) -> list[Tensor]:
+    """Encode and decode each clip: the best that any sample could be. uint8 (f, h, w, 3) each, on the CPU."""
+    videos = [rearrange(clip.video, "f h w c -> 1 f c h w").to(device) for clip in clips]
+    return [to_uint8(vae.decode(vae.encode(from_uint8(video))))[0].cpu() for video in videos]
 
 
 class RelicModule(LightningModule):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from relic.modules.base import Frozen, RelicModule
+from relic.modules.base import Frozen, RelicModule, reconstructed
 from relic.nn.checkpoints import WeightsSource
 from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiTConfig
@@ -202,6 +202,10 @@ class StudentModule(RelicModule):
         noise = KeyedNoise((key,), ("generate",))
         latents = self.extend(prefix, actions=actions, text=text, noise=noise)
         return to_uint8(self.frozen_vae.decode(latents)).cpu()[0]
+
+    def reconstruct(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """Encode and decode each clip: the best that any sample could be. uint8 (f, h, w, 3) each."""
+        return reconstructed(self.frozen_vae, clips, device=self.device)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sample videos for a batch from its first latent, actions and prompts: uint8 (b, f, h, w, 3)."""

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from relic.modules.base import Frozen, RelicModule, adamw
+from relic.modules.base import Frozen, RelicModule, adamw, reconstructed
 from relic.nn.checkpoints import WeightsSource, read_header
 from relic.nn.control import ControlConfig
 from relic.nn.denoiser import Denoiser, EulerSampler
@@ -325,13 +325,9 @@ class TeacherExtension(RelicModule):
         )
         return to_uint8(self.frozen_vae.decode(x0)).cpu()
 
-    @torch.no_grad()
     def reconstruct(self, clips: Sequence[Clip]) -> list[Tensor]:
         """Encode and decode each clip: the best that any sample could be. uint8 (f, h, w, 3) each."""
-        videos = [rearrange(clip.video, "f h w c -> 1 f c h w").to(self.device) for clip in clips]
-        return [
-            to_uint8(self.frozen_vae.decode(self.frozen_vae.encode(from_uint8(v))))[0].cpu() for v in videos
-        ]
+        return reconstructed(self.frozen_vae, clips, device=self.device)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sample videos for a batch from its first latent, actions and prompts: uint8 (b, f, h, w, 3)."""

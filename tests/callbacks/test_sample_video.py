@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from relic.callbacks import SampleVideo, VideoWriter
+from relic.callbacks import Recordings, SampleVideo, VideoWriter
 from relic.data.video import decode_video
 from relic.types import Batch
 from tests.data.recordings import clip_sample, write_dataset
@@ -66,10 +66,10 @@ def fit(root, callback, **settings):
 
 
 def test_videos_of_any_module_go_to_disk_and_to_tensorboard(tmp_path, dataset):
-    callback = SampleVideo(
-        str(dataset), 17, split="train", num_clips=2, validation_scenes=1, evaluation_scenes=0,
-        every_n_validations=2, seed=5,
-    )  # fmt: skip
+    clips = Recordings(
+        root=str(dataset), num_frames=17, split="train", validation_scenes=1, evaluation_scenes=0, seed=5
+    )
+    callback = SampleVideo(clips, every_n_validations=2, seed=5)
     module, logger = fit(tmp_path, callback, max_epochs=5)
     assert module.asked == [(2, 1, 5), (2, 1, 5)]  # validations 2 and 4; not the sanity check
     written = sorted((tmp_path / "samples").rglob("*.mp4"))
@@ -88,8 +88,9 @@ def test_a_module_that_cannot_generate_is_refused_before_training(tmp_path, data
     class Silent(Foreign):
         generate = property()
 
+    callback = SampleVideo(Recordings(root=str(dataset), num_frames=17))
     trainer = Trainer(
-        accelerator="cpu", logger=False, callbacks=SampleVideo(str(dataset), 17), default_root_dir=tmp_path,
+        accelerator="cpu", logger=False, callbacks=callback, default_root_dir=tmp_path,
         enable_checkpointing=False,
     )  # fmt: skip
     with pytest.raises(TypeError, match="Silent has none"):
@@ -116,11 +117,12 @@ SCRIPT = """
 import sys
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from relic.callbacks import SampleVideo
+from relic.callbacks import Recordings, SampleVideo
 from tests.callbacks.test_sample_video import Foreign
 
 root, clips = sys.argv[1:]
-callback = SampleVideo(clips, 17, split="train", num_clips=3, validation_scenes=0, evaluation_scenes=0)
+held = {"validation_scenes": 0, "evaluation_scenes": 0}
+callback = SampleVideo(Recordings(root=clips, num_frames=17, split="train", num_clips=3, **held))
 Trainer(
     accelerator="cpu", devices=2, strategy="ddp", logger=TensorBoardLogger(root, name="log"), max_steps=2,
     callbacks=callback, default_root_dir=root, enable_progress_bar=False, enable_model_summary=False,
