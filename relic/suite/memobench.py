@@ -199,10 +199,11 @@ def find_memobench(root: str | Path, *, shape: Shape) -> list[MemoBenchCase]:
         raise FileNotFoundError(
             f"{root} holds no MemoBench clips; they are in Synthetic_processed/<Scene>/<Scene>_<NNN>."
         )
-    prompts = {_clip_name(row): row.get("prompt", "") for row in _rows(root / PROMPTS_CSV, optional=True)}
+    told = _rows(root / PROMPTS_CSV, "scene", "video_id", optional=True)
+    prompts = {_clip_name(row): row.get("prompt", "") for row in told}
     phases = {
         _clip_name(row): (int(float(row["exits"])), int(float(row["re-enter"])))
-        for row in _rows(base / PHASES_CSV, optional=True)
+        for row in _rows(base / PHASES_CSV, "scene", "video_id", "exits", "re-enter", optional=True)
         if row.get("exits") and row.get("re-enter")
     }
     return [
@@ -259,12 +260,19 @@ def _picture(path: Path, *, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(scaled.crop((left, top, left + size[1], top + size[0]))))
 
 
-def _rows(path: Path, *, optional: bool = False) -> list[dict[str, str]]:
-    """Return the rows of a table, none if an optional one is not there."""
+def _rows(path: Path, *columns: str, optional: bool = False) -> list[dict[str, str]]:
+    """Return the rows of a table that has these columns, none if an optional one is not there."""
     if optional and not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise ValueError(
+                f"{path} has no column {', '.join(lacking)}; it has {', '.join(reader.fieldnames or ())}. "
+                "Save the table with its headers as CSV."
+            )
+        return list(reader)
 
 
 def _clip_name(row: Mapping[str, str]) -> str:

@@ -239,7 +239,7 @@ def read_poses(rows: Sequence[Mapping[str, Any]]) -> Tensor:
 
 def held_keys(row: Mapping[str, Any]) -> str:
     """Return what is held in a row of an action.json, e.g. "forward+look_left"."""
-    held = [(first, second)[row[name] - 1] for name, first, second in KEYS if row[name] in (1, 2)]
+    held = [(first, second)[row[name] - 1] for name, first, second in KEYS if row.get(name) in (1, 2)]
     return "+".join(held) or "no_op"
 
 

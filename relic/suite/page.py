@@ -36,7 +36,13 @@ video { display: block; width: 100%; image-rendering: pixelated; }
 .notes li { margin: .3rem 0; } details { margin: .6rem 0; } .bad { color: #a33; }
 """
 GIVEN, MADE = (150, 150, 150), (214, 96, 36)  # the bar over a panel: true frames, generated frames
-MAIN: Final = ("memory/psnr_revisit", "memory/lpips_revisit", "action/rpe_trans_8", "action/rpe_rot_deg_8")
+MAIN: Final = (
+    "memory/psnr_revisit",
+    "memory/lpips_revisit",
+    "action/rpe_trans_8",
+    "action/rpe_rot_deg_8",
+    "action/coverage",
+)
 BAR, GAP = 4, 4  # pixels
 
 
@@ -84,7 +90,12 @@ def image(data: bytes, kind: str) -> str:
 def _facts(report: Mapping[str, Any]) -> str:
     made = report["machine"]
     rows = {
-        "cases": f"{report['cases_scored']} scored, {len(report['skipped'])} skipped (below)",
+        "cases": f"{report['cases_scored']} scored, {len(report['skipped'])} skipped (below)"
+        + (
+            f"; {report['cases_of_some']} more that not all could play, in report.json alone"
+            if report["cases_of_some"]
+            else ""
+        ),
         "revisits": report["rule"],
         "settings": ", ".join(
             f"{name} {_words(value)}" for name, value in report["settings"].items() if value is not None

@@ -29,10 +29,12 @@ class Contestant:
     Args:
         label: What tables call it; no two of a run share one.
         world: The bundle, its policy replaced if another was asked for.
+        files: Hash of all of the bundle's files, empty if it comes from none.
     """
 
     label: str
     world: World
+    files: str = ""
 
     @property
     def block_frames(self) -> int:

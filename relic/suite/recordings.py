@@ -46,7 +46,7 @@ class Shape:
 
     def whole(self, frames: int) -> int:
         """Return the longest whole clip of at most so many frames: the image and whole blocks."""
-        return 1 + (min(frames, self.most_frames) - 1) // self.block_frames * self.block_frames
+        return 1 + max(0, min(frames, self.most_frames) - 1) // self.block_frames * self.block_frames
 
 
 def crop_window(source: tuple[int, int], size: tuple[int, int]) -> tuple[float, int, int, int, int]:

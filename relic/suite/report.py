@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -43,9 +44,14 @@ def build_report(
         vbench: By label, the mean of each VBench dimension.
     """
     scored = [row for row in records if "scores" in row]
+    played = Counter(row["case"] for row in scored)
+    players = len({row["contestant"] for row in scored})  # one may be too short for all of them
+    common = [
+        row for row in scored if played[row["case"]] == players
+    ]  # means over other cases differ by these
     skipped = {(row["case"], row["contestant"], row["skipped"]): row for row in records if "skipped" in row}
     labels = [TRUTH, *(contestant.label for contestant in contestants)]
-    summary = {label: summarise(r for r in scored if r["contestant"] == label) for label in labels}
+    summary = {label: summarise(r for r in common if r["contestant"] == label) for label in labels}
     for label, dimensions in (vbench or {}).items():
         for name, value in dimensions.items():  # one number of all videos: no interval
             row = {"mean": value, "low": value, "high": value, "cases": None}
@@ -58,7 +64,7 @@ def build_report(
             "settings": dict(settings),
             "rule": rule,
             "machine": dict(machine),
-            "intervals": f"{LEVEL:.0%}, percentile bootstrap over cases, {DRAWS} draws",
+            "intervals": f"{LEVEL:.0%}, percentile bootstrap over scenes, {DRAWS} draws",
             "not_measured": list(not_measured),
             "contestants": [
                 {
@@ -67,7 +73,8 @@ def build_report(
                 }
                 for c in contestants
             ],
-            "cases_scored": len({row["case"] for row in scored}),
+            "cases_scored": len({row["case"] for row in common}),
+            "cases_of_some": len(played) - len({row["case"] for row in common}),
             "summary": summary,
             "differences": {
                 label: differences(

@@ -23,7 +23,7 @@ from relic.data.video import encode_video
 from relic.suite.case import Case, NoTruth
 from relic.suite.judges import Judges
 from relic.suite.play import Contestant, play, reconstruct, why_not
-from relic.suite.score import look_by_second, score_video
+from relic.suite.score import look_by_second, score_video, seamless
 from relic.suite.scripts import prefix_frames
 from relic.types import Clip
 
@@ -59,7 +59,7 @@ def run(
     with tqdm(total=frames, unit="frame", desc="evaluate", disable=None) as bar:
         for case in cases:
             bar.set_postfix_str(case.name)
-            todo = [c for c in (None, *contestants) if not _record_path(out, _label(c), case).exists()]
+            todo = [c for c in (None, *contestants) if not _is_finished(out, _label(c), case)]
             bar.update(case.num_frames * (1 + len(contestants) - len(todo)))
             for _ in _finish(case, todo, contestants, out=out, judges=judges, seed=seed, fps=fps):
                 bar.update(case.num_frames)
@@ -83,7 +83,7 @@ def _finish(
     reasons = {c.label: why_not(c.world, num_frames=case.num_frames) for c in contestants}
     clip: Clip | None = None
     missing = ""
-    if not all(reasons.values()):
+    if any(not (reasons[c.label] if c else all(reasons.values())) for c in todo):
         try:
             clip = case.truth()
         except NoTruth as error:
@@ -105,6 +105,7 @@ def _finish(
             _write(
                 video_path(out, _label(contestant), case.name), encode_video(video.numpy(), fps=clip.fps)[0]
             )
+            shown = seamless(video, prefix=prefix, reconstruction=rebuilt)
             scores = score_video(
                 video, clip, prefix=prefix, measures=case.measures, judges=judges, reconstruction=rebuilt
             )
@@ -116,7 +117,7 @@ def _finish(
                 "prefix": prefix, "fps": clip.fps, "provenance": dict(clip.provenance),
                 "prompt": clip.captions[0] if clip.captions else "",
                 "scores": {name: None if math.isnan(value) else value for name, value in scores.items()},
-                "look": look_by_second(video, fps=clip.fps), "wall_s": round(time.monotonic() - began, 2),
+                "look": look_by_second(shown, fps=clip.fps), "wall_s": round(time.monotonic() - began, 2),
             }  # fmt: skip
         _write(_record_path(out, _label(contestant), case), json.dumps(record, indent=1).encode())
         yield
@@ -132,6 +133,14 @@ def _seen(
     device = next(world.net.parameters()).device
     rebuilt = reconstruct(world.vae, clip.video, block_frames=contestant.block_frames, device=device)
     return play(world, clip, prefix=prefix, seed=seed), rebuilt
+
+
+def _is_finished(out: Path, label: str, case: Case) -> bool:
+    """Return whether a case is scored and its video there. What was skipped is tried again: its reason may
+    be gone.
+    """
+    path = _record_path(out, label, case)
+    return path.exists() and "scores" in _read(path) and video_path(out, label, case.name).exists()
 
 
 def read_records(out: Path, cases: Sequence[Case], labels: Sequence[str]) -> list[dict[str, Any]]:

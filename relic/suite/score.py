@@ -11,15 +11,17 @@ from torch import Tensor
 from relic.metrics.closure import loop_closure, mind_lcm
 from relic.metrics.drift import drift_of, look
 from relic.metrics.pose.estimator import anchor_to
-from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
+from relic.metrics.retrieval import ROUNDING_DB, RevisitScore, SelfRevisitScore
 from relic.metrics.trajectory_error import ActionError
 from relic.suite.judges import Judges
 from relic.suite.scripts import Measures
 from relic.types import Clip
 
-__all__ = ["COUNTS", "look_by_second", "score_video"]
+__all__ = ["COUNTS", "look_by_second", "score_video", "seamless"]
 
 DRIFT_SECONDS: Final = 1.0  # at either end
+FLAT: Final = -10.0  # log2 of the sharpness that is left in a flat picture: what is there at least
+LEAST_COVERAGE: Final = 0.5  # of the frames: with less, motion is not scored
 SAME_POSE: Final = 1e-6  # of every entry; a path that closes does so exactly
 COUNTS: Final = (
     "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
@@ -56,11 +58,10 @@ def score_video(
         ValueError: If lengths or sizes differ.
     """
     scores: dict[str, float] = {}
+    shown = seamless(video, prefix=prefix, reconstruction=reconstruction)
     metrics: RevisitScore | SelfRevisitScore
     camera = None
     if judges.estimator is not None:
-        # true frames look sharper than decoded ones, and tracks would break where they meet
-        shown = video if reconstruction is None else torch.cat([reconstruction[:prefix], video[prefix:]])
         estimated = judges.estimator.estimate(shown, intrinsics_px=truth.intrinsics_px).c2w
         camera = anchor_to(estimated, truth.c2w)
     if measures == "memory":
@@ -73,7 +74,7 @@ def score_video(
         if torch.allclose(truth.c2w[0], truth.c2w[-1], atol=SAME_POSE):
             others["closure"] = loop_closure(video, lpips=judges.lpips)
         scores |= {
-            f"memory/{name}_{tail}": value
+            f"memory/{name}_{tail}": min(value, ROUNDING_DB) if name == "psnr" else value
             for tail, closeness in others.items()
             for name, value in closeness._asdict().items()
             if value is not None
@@ -84,9 +85,24 @@ def score_video(
         scores |= {name: float(value) for name, value in metrics.compute().items()}
         motion = ActionError()
         motion.update(estimated, truth.c2w, d_bar=truth.d_bar)
-        scores |= {name: float(value) for name, value in motion.compute().items()}
-    scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
+        found = {name: float(value) for name, value in motion.compute().items()}
+        if found["action/coverage"] < LEAST_COVERAGE:  # else losing track early would look like obeying
+            found = {"action/coverage": found["action/coverage"], "action/unscored": 1.0}
+        scores |= found
+    seconds = min(DRIFT_SECONDS, len(video) / 2 / truth.fps)
+    scores |= drift_of(shown, fps=truth.fps, seconds=seconds, truth=truth.video)
+    if scores["drift/sharpness"] == -math.inf:
+        scores["drift/sharpness"] = FLAT
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
+
+
+def seamless(video: Tensor, *, prefix: int, reconstruction: Tensor | None) -> Tensor:
+    """Return a video with its true prefix through the autoencoder, like all that follows.
+
+    True frames look sharper than decoded ones: tracks would break where they meet, and that would pass for
+    drift.
+    """
+    return video if reconstruction is None else torch.cat([reconstruction[:prefix], video[prefix:]])
 
 
 def look_by_second(video: Tensor, *, fps: float) -> dict[str, list[float]]:

@@ -41,20 +41,31 @@ class Interval(NamedTuple):
     cases: int
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """Return the mean of values and its 95 % percentile interval over resampled cases; NaNs are left out.
+def bootstrap(values: Sequence[float], *, places: Sequence[str] | None = None, seed: int = 0) -> Interval:
+    """Return the mean of values and its 95 % percentile interval over resampled places; NaNs are left out.
 
-    The same for equal arguments. Of one case both ends are the mean: it says nothing of others.
+    Cases of one place (a scene) are drawn together, since what is hard there is hard for all of them. The
+    same for equal arguments. Of one place both ends are the mean: it says nothing of others.
+    places: where each value was measured; None for a place of its own each.
     """
-    known = torch.tensor([value for value in values if not math.isnan(value)], dtype=torch.float64)
-    if not len(known):
+    where = list(map(str, range(len(values)))) if places is None else places
+    found: dict[str, list[float]] = {}
+    for value, place in zip(values, where, strict=True):
+        if not math.isnan(value):
+            found.setdefault(place, []).append(value)
+    if not found:
         return Interval(math.nan, math.nan, math.nan, 0)
-    draws = torch.randint(len(known), (DRAWS, len(known)), generator=keyed_generator("bootstrap", seed))
-    tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(
-        known[draws].mean(1), torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    ).tolist()
-    return Interval(float(known.mean()), low, high, len(known))
+    sums = torch.tensor([sum(each) for each in found.values()], dtype=torch.float64)
+    counts = torch.tensor([len(each) for each in found.values()], dtype=torch.float64)
+    draws = torch.randint(len(sums), (DRAWS, len(sums)), generator=keyed_generator("bootstrap", seed))
+    tail = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.quantile(sums[draws].sum(1) / counts[draws].sum(1), tail).tolist()
+    return Interval(float(sums.sum() / counts.sum()), low, high, int(counts.sum()))
+
+
+def place_of(record: Mapping[str, Any]) -> str:
+    """Return where a case was played: its scene, or the clip itself."""
+    return str((record.get("provenance") or {}).get("scene", record["case"]))
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -68,18 +79,19 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         for part in ("all", f"group: {record['group']}", f"seconds: {record['seconds']:g}"):
-            parts.setdefault(part, []).append(record["scores"])
+            parts.setdefault(part, []).append(record)
     return {part: _summary(rows) for part, rows in parts.items()}
 
 
-def _summary(rows: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+def _summary(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
+    rows, places = [record["scores"] for record in records], [place_of(record) for record in records]
     for name in dict.fromkeys(name for row in rows for name in row):
-        values = [math.nan if row.get(name) is None else float(row[name]) for row in rows]  # type: ignore[arg-type]
+        values = [math.nan if row.get(name) is None else float(row[name]) for row in rows]
         if name in COUNTS:
             found[name] = {"sum": sum(int(value) for value in values if not math.isnan(value))}
         else:
-            found[name] = bootstrap(values)._asdict()
+            found[name] = bootstrap(values, places=places)._asdict()
     return found
 
 
@@ -92,13 +104,15 @@ def differences(
     interval that leaves out 0 tells two contestants apart where their own intervals overlap.
     """
     theirs = {record["case"]: record["scores"] for record in base}
-    pairs = [(r["scores"], theirs[r["case"]]) for r in records if r["case"] in theirs]
+    paired = [record for record in records if record["case"] in theirs]
+    pairs = [(record["scores"], theirs[record["case"]]) for record in paired]
     found = {}
     for name in dict.fromkeys(name for ours, _ in pairs for name in ours):
         both = [(ours.get(name), other.get(name)) for ours, other in pairs]
-        known = [a - b for a, b in both if a is not None and b is not None]
-        if known and name not in COUNTS:
-            found[name] = bootstrap(known)._asdict()
+        apart = [math.nan if a is None or b is None else a - b for a, b in both]
+        interval = bootstrap(apart, places=[place_of(record) for record in paired])
+        if interval.cases and name not in COUNTS:
+            found[name] = interval._asdict()
     return found
 
 

@@ -51,13 +51,14 @@ TABLES: Final = (
     Table(
         "Does it obey? (from the image alone)",
         "Motion estimated from the video against the commanded one. The first line is the estimator's own "
-        "floor.",
+        "floor. A case in which the camera is found on less than half of the frames is lost: not scored.",
         (
             Column("action/rpe_trans", "RPE translation, Δ 1", "down"),
             Column("action/rpe_trans_8", "Δ 8", "down"),
             Column("action/rpe_rot_deg", "RPE rotation, ° Δ 1", "down"),
             Column("action/rpe_rot_deg_8", "Δ 8", "down"),
             Column("action/ate", "ATE", "down"), Column("action/coverage", "coverage", "up"),
+            Column("action/unscored", "lost", "down"),
         ),
     ),
     Table(
@@ -69,7 +70,10 @@ TABLES: Final = (
             Column("memory/lpips_self", "LPIPS", "down"), Column("memory/pairs_self", "pairs", ""),
             Column("memory/did_not_move_self", "did not move", "down"),
         ),
-        (("_away", "floor: the frame that sees least of it"),),
+        (
+            ("_away", "floor: the frame that sees least of it"),
+            ("_autoencoder", "ceiling: the truth through the autoencoder"),
+        ),
     ),
     Table(
         "Frame by frame after the prefix (MIND's long-context memory), and Echo's loop closure",
@@ -96,7 +100,8 @@ TABLES: Final = (
     ),
     Table(
         "Does it drift? (last second against the first)",
-        "Signed means over cases; what the camera sees changes these too, so read them beside the truth's.",
+        "Means over cases, signed but for colour, a distance; what the camera sees changes these too, so "
+        "read them beside the truth's.",
         (
             Column("drift/colour", "colour ΔE", ""), Column("drift/saturation", "saturation", ""),
             Column("drift/exposure", "exposure", ""), Column("drift/sharpness", "sharpness, log₂", ""),

@@ -33,10 +33,10 @@ from relic.types import Clip
 
 __all__ = ["ScriptedCase", "Setting", "find_start"]
 
-FORMAT: Final = "relic-truth/1"
+FORMAT: Final = "relic-truth/2"
 STARTS: Final = 400  # tried in a scene
 SCENES: Final = 6  # tried for a case
-APART: Final = 1000  # between the numbers of the scenes tried for one case
+PLACES: Final = 1_000_000  # scenes there are to choose from: each case has scenes of its own
 EYE: Final = (1.0, 1.9)  # m above the floor
 CHOICE: Final = 8  # starts that fit, from which one is chosen
 LOOKS: Final = 12  # frames of a path at which it is asked how far the camera sees
@@ -125,7 +125,8 @@ class ScriptedCase:
             return _read(path)
         poses = integrate(actions, d_bar=setting.d_bar)
         for attempt in range(SCENES):
-            scene = make_scene(setting.seed, self.scene + APART * attempt)
+            place = derive_seed("suite scene", self.script.name, self.scene, attempt) % PLACES
+            scene = make_scene(setting.seed, place)
             start = find_start(scene, poses, seed=derive_seed("suite", setting.seed, self.script.name))
             if start is not None:
                 clip = film(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,7 +14,8 @@ from typing import Any, Literal
 import torch
 
 from relic.data.claim import alone, claim
-from relic.engine.capture import Backend
+from relic.engine.capture import Backend, choose_backend
+from relic.engine.recording import ENGINE
 from relic.metrics.pose.estimator import PoseEstimator
 from relic.metrics.pose.visual_odometry import VisualOdometry
 from relic.metrics.revisit import RevisitRule
@@ -30,7 +32,7 @@ from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
 from relic.suite.vbench import VBenchUnavailable, run_vbench
-from relic.world import World
+from relic.world import World, read_card
 
 __all__ = ["evaluate"]
 
@@ -82,9 +84,12 @@ def evaluate(
         backend: Renderer.
         device: Where to compute; auto takes a GPU if there is one, and bf16 there.
     """
-    scripts = check_words(
-        suite, data=data, groups=groups, seconds=seconds, scenes=scenes
-    )  # a wrong word fails before anything is loaded
+    # a wrong word fails before anything is loaded
+    scripts = check_words(suite, data=data, groups=groups, seconds=seconds, scenes=scenes)
+    if vbench is not None and not (vbench.split() and shutil.which(vbench.split()[0])):
+        raise ValueError(
+            f"vbench={vbench!r} is no command here; give the path of your installation's vbench."
+        )
     place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     contestants = load_contestants((bundle, *beside), policies=policy, device=place)
     first = contestants[0].world
@@ -108,18 +113,28 @@ def evaluate(
         lpips=find_lpips(lpips, size=size, device=place, missing=not_measured),
         estimator=find_estimator(not_measured),
     )
+    if suite == "memobench" and not any(getattr(case, "leaves", None) for case in cases):
+        not_measured.append("Phases: not measured, their table is not there as CSV (docs/evaluation.md).")
     settings: dict[str, Any] = {
         "suite": suite,
         "data": data,
+        "tables": digest_of(sorted(Path(data).rglob("*.csv"))) if suite == "memobench" and data else None,
+        "engine": f"{ENGINE}, {choose_backend(backend)}" if data is None else None,
+        "scripts": digest(repr(load_scripts(suite)).encode()) if data is None else None,
         "size": f"{clip.height}x{clip.width}",
         "fps": clip.fps,
         "seed": seed,
         "noise_seed": noise_seed,
         "device": place,
-        "lpips": judges.lpips is not None,
+        "lpips": digest(judges.lpips.get_buffer("weight_0").cpu().numpy().tobytes())
+        if judges.lpips
+        else None,
         "estimator": type(judges.estimator).__name__ if judges.estimator else None,
         "rule": str(judges.rule),
-        "contestants": [f"{c.label}: {c.world.config.policy}, student {c.world.name}" for c in contestants],
+        "contestants": [
+            f"{c.label}: {c.world.config.policy}, {c.world.config.sampler}, d_bar {c.world.d_bar}, {c.files}"
+            for c in contestants
+        ],
     }
     with alone(root):
         claim(root, settings, file=SETTINGS, meaning={})
@@ -140,6 +155,16 @@ def evaluate(
         print(f"missing    {text}")
     print(f"scored     {report['cases_scored']} cases, {len(report['skipped'])} skipped")
     print(f"wrote      {root / 'report.html'} and {root / 'report.json'}")
+
+
+def digest(data: bytes) -> str:
+    """Return a short hash, by which a run knows that it goes on with the same things."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """Return a short hash of files, names and all."""
+    return digest(b"".join(path.name.encode() + path.read_bytes() for path in paths))
 
 
 def check_words(
@@ -210,12 +235,13 @@ def load_contestants(bundles: Sequence[str], *, policies: Sequence[str], device:
     found: list[Contestant] = []
     for bundle in bundles:
         world = World.load(bundle, device=device, dtype=dtype)
+        files = digest(json.dumps(read_card(Path(bundle))["files"], sort_keys=True).encode())
         name = Path(bundle).resolve().name
         for text in policies:
             kind = parse_policy(text, own=world.config.policy)
             played = replace(world, config=replace(world.config, policy=kind))
             label = name if tuple(policies) == ("own",) else f"{name} ({text})"
-            found.append(Contestant(label=label, world=played))
+            found.append(Contestant(label=label, world=played, files=files))
     folders = [folder_of(contestant.label) for contestant in found]
     if len(set(folders)) < len(folders) or "truth" in folders:
         raise ValueError(
@@ -294,14 +320,15 @@ def measure_vbench(
     if command is None:
         missing.append("VBench: not measured; name the command of an installation with --vbench.")
         return {}
+    shutil.rmtree(root / "vbench", ignore_errors=True)  # what stands there may be of other cases
     found = {}
     for contestant in contestants:
         folder = root / "vbench" / folder_of(contestant.label)
         folder.mkdir(parents=True, exist_ok=True)
         for case in cases:
-            video, link = video_path(root, contestant.label, case.name), folder / f"{case.name}.mp4"
-            if case.measures == "action" and video.exists() and not link.exists():
-                os.link(video, link)
+            video = video_path(root, contestant.label, case.name)
+            if case.measures == "action" and video.exists():
+                shutil.copyfile(video, folder / f"{case.name}.mp4")
         try:
             found[contestant.label] = run_vbench(folder, command=command.split())
         except VBenchUnavailable as error:

@@ -16,6 +16,21 @@ def test_the_interval_is_that_of_resampled_means():
     assert found == bootstrap(values.tolist()), "the same each time"
 
 
+def test_cases_of_one_scene_are_drawn_together():
+    draw = np.random.default_rng(0)
+    covered = 0
+    for trial in range(60):
+        scenes = np.repeat(draw.normal(0, 3, 12), 10)  # what is hard there is hard for all of its cases
+        values = scenes + draw.normal(0, 1, 120)
+        places = [str(i // 10) for i in range(120)]
+        found = bootstrap(values.tolist(), places=places, seed=trial)
+        covered += found.low <= 0 <= found.high
+        alone = bootstrap(values.tolist(), seed=trial)
+        assert found.mean == pytest.approx(alone.mean) and found.high - found.low > alone.high - alone.low
+    assert covered >= 48, "of 60, nominal 57"
+    assert bootstrap([1.0, 2.0], places=["one", "one"]) == (1.5, 1.5, 1.5, 2)
+
+
 def test_what_was_not_measured_is_left_out_and_counted():
     assert bootstrap([1.0, math.nan, 3.0]).cases == 2 and bootstrap([1.0, math.nan, 3.0]).mean == 2.0
     assert bootstrap([5.0]) == (5.0, 5.0, 5.0, 1)
@@ -25,9 +40,9 @@ def test_what_was_not_measured_is_left_out_and_counted():
 
 def test_cases_are_summarised_by_group_and_length_and_counts_are_summed():
     rows = [
-        {"group": "pan", "seconds": 5.0, "scores": {"drift/colour": 1.0, "memory/pairs": 3.0}},
-        {"group": "pan", "seconds": 10.0, "scores": {"drift/colour": 3.0, "memory/pairs": 4.0}},
-        {"group": "loop", "seconds": 5.0, "scores": {"drift/colour": None, "memory/pairs": 0.0}},
+        {"case": "a", "group": "pan", "seconds": 5.0, "scores": {"drift/colour": 1.0, "memory/pairs": 3.0}},
+        {"case": "b", "group": "pan", "seconds": 10.0, "scores": {"drift/colour": 3.0, "memory/pairs": 4.0}},
+        {"case": "c", "group": "loop", "seconds": 5.0, "scores": {"drift/colour": None, "memory/pairs": 0.0}},
     ]
     found = summarise(rows)
     assert set(found) == {"all", "group: pan", "group: loop", "seconds: 5", "seconds: 10"}
