@@ -134,8 +134,8 @@ class MemoryRetrieval(Scoring):
         if scores[f"memory/no_pair{kind}"] == scores["memory/clips"]:
             where = "to an earlier pose" if kind else "to what its prefix saw"
             rank_zero_warn(
-                f"MemoryRetrieval: no clip comes back {where}, so there is no score ({self.rule}); take other "
-                "paths, another prefix or another rule."
+                f"MemoryRetrieval: no clip comes back {where}, so there is no score ({self.rule}); take "
+                "other paths, another prefix or another rule."
             )
         return scores
 
