@@ -6,12 +6,11 @@ import math
 from typing import Final
 
 import torch
-from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from relic.metrics.closure import loop_closure, mind_lcm
 from relic.metrics.drift import drift_of, look
-from relic.metrics.pose.estimator import PoseEstimator, anchor_to
+from relic.metrics.pose.estimator import anchor_to
 from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
 from relic.metrics.trajectory_error import ActionError
 from relic.suite.judges import Judges
@@ -25,7 +24,7 @@ SAME_POSE: Final = 1e-6  # of every entry; a path that closes does so exactly
 COUNTS: Final = (
     "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
     "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
-    "action/unscored", "action/estimator_failed",
+    "action/unscored",
 )  # fmt: skip
 
 
@@ -62,8 +61,7 @@ def score_video(
     if judges.estimator is not None:
         # true frames look sharper than decoded ones, and tracks would break where they meet
         shown = video if reconstruction is None else torch.cat([reconstruction[:prefix], video[prefix:]])
-        estimated, failed = _estimate(judges.estimator, shown, truth)
-        scores["action/estimator_failed"] = float(failed)
+        estimated = judges.estimator.estimate(shown, intrinsics_px=truth.intrinsics_px).c2w
         camera = anchor_to(estimated, truth.c2w)
     if measures == "memory":
         metrics = RevisitScore(rule=judges.rule, lpips=judges.lpips)
@@ -89,18 +87,6 @@ def score_video(
         scores |= {name: float(value) for name, value in motion.compute().items()}
     scores |= drift_of(video, fps=truth.fps, seconds=DRIFT_SECONDS, truth=truth.video)
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
-
-
-def _estimate(estimator: PoseEstimator, video: Tensor, truth: Clip) -> tuple[Tensor, bool]:
-    """Return the poses of a video (f, 4, 4), NaN where not found, and whether the estimator broke down.
-
-    Noise can leave its equations without a solution. Hours of play do not end with that: no frame is found
-    then, and the report counts it.
-    """
-    try:
-        return estimator.estimate(video, intrinsics_px=truth.intrinsics_px).c2w, False
-    except LinAlgError:
-        return torch.full_like(truth.c2w, math.nan), True
 
 
 def look_by_second(video: Tensor, *, fps: float) -> dict[str, list[float]]:

@@ -58,7 +58,6 @@ TABLES: Final = (
             Column("action/rpe_rot_deg", "RPE rotation, ° Δ 1", "down"),
             Column("action/rpe_rot_deg_8", "Δ 8", "down"),
             Column("action/ate", "ATE", "down"), Column("action/coverage", "coverage", "up"),
-            Column("action/estimator_failed", "estimator failed", ""),
         ),
     ),
     Table(

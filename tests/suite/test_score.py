@@ -1,9 +1,9 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
+from relic.metrics import PoseEstimate
 from relic.suite.score import look_by_second, score_video
 from tests.suite.runs import JUDGES, cases_in
 
@@ -22,13 +22,15 @@ def test_scores_are_of_the_named_metrics(tmp_path):
     )
 
 
-def test_an_estimator_that_breaks_down_ends_nothing_and_is_counted(tmp_path):
-    class Broken:
+def test_a_video_in_which_no_camera_is_found_is_scored_by_its_pictures_alone(tmp_path):
+    class Blind:
         def estimate(self, video, *, intrinsics_px):
-            raise np.linalg.LinAlgError("Singular matrix")
+            nowhere = torch.full((len(video), 4, 4), torch.nan, dtype=torch.float64)
+            return PoseEstimate(nowhere, torch.zeros(len(video), dtype=torch.bool))
 
     clip = cases_in(tmp_path)[1].truth()
-    broken = replace(JUDGES, estimator=Broken())
-    scores = score_video(clip.video, clip, prefix=1, measures="action", judges=broken)
-    assert scores["action/estimator_failed"] == 1 and scores["action/coverage"] == 0
+    blind = replace(JUDGES, estimator=Blind())
+    scores = score_video(clip.video, clip, prefix=1, measures="action", judges=blind)
+    assert scores["action/unscored"] == 1 and scores["action/coverage"] == 0
+    assert "action/rpe_trans" not in scores or scores["action/rpe_trans"] != scores["action/rpe_trans"]
     assert score_video(clip.video, clip, prefix=1, measures="action", judges=JUDGES)["action/coverage"] > 0
