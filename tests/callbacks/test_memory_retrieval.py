@@ -1,10 +1,6 @@
 """Memory scores of our own modules; what is refused before training; the picture of PSNR against time."""
 
 import io
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,45 +194,3 @@ def test_the_picture_has_its_spans_in_order_of_time_and_leaves_matplotlib_alone(
     (axes,) = drawn[0].axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2-4", "4-8", "16 up"]
     assert list(axes.lines[0].get_xdata()) == [0, 2] and list(axes.lines[0].get_ydata()) == [22, 14]
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from lightning import Trainer
-from relic.callbacks import ActionFollowing, MemoryRetrieval
-from relic.parallel.strategy import ShardedStrategy
-from tests.callbacks.foreign import Known
-from tests.callbacks.test_memory_retrieval import CLIP, RULE, settings, small_clip, teacher
-from tests.worlds import LatentWorld
-
-devices, root = int(sys.argv[1]), Path(sys.argv[2])
-clips = [small_clip(seed) for seed in range(3)]
-memory = MemoryRetrieval(clips, rule=RULE, estimator=Known(clips))
-action = ActionFollowing(clips, estimator=Known(clips), max_seconds=600)
-trainer = Trainer(
-    **settings(root), devices=devices, strategy=ShardedStrategy() if devices > 1 else "auto", max_steps=1,
-    callbacks=[memory, action], num_sanity_val_steps=0,
-)
-still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
-module = teacher(clip=CLIP, vae=str(root / "tiny_vae.safetensors"), **still)
-trainer.fit(module, LatentWorld(batches=1))
-scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("memory/", "action/"))}
-(root / f"{devices}-{trainer.global_rank}.json").write_text(json.dumps(scores))
-"""
-
-
-@pytest.mark.slow
-def test_a_sharded_teacher_on_two_ranks_is_scored_as_on_one_though_a_rank_has_a_clip_less(tmp_path):
-    write_vae(tmp_path)
-    script = tmp_path / "fit.py"
-    script.write_text(SCRIPT)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    for devices in (1, 2):
-        command = [sys.executable, str(script), str(devices), str(tmp_path)]
-        subprocess.run(command, check=True, env=env, timeout=240)
-    one, first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("1-0", "2-0", "2-1"))
-    assert first == pytest.approx(second, nan_ok=True)
-    assert one["memory/clips"] == one["action/clips"] == 3
-    assert one == pytest.approx(first, rel=1e-3, abs=1e-3, nan_ok=True)
