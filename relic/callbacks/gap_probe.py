@@ -184,7 +184,7 @@ class GapProbe(Callback):
                 )
             return
         self.validations, self.history = 0, []
-        with undisturbed(trainer, pl_module):
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
             values = self.measure(trainer, pl_module) | self.measure_start(trainer, pl_module)
         self._record(values, step=0)
         for logger in trainer.loggers:
@@ -195,7 +195,7 @@ class GapProbe(Callback):
             return
         self.validations += 1
         if self.validations % self.every_n_validations == 0:
-            with undisturbed(trainer, pl_module):
+            with undisturbed(pl_module), trainer.precision_plugin.forward_context():
                 self._record(self.measure(trainer, pl_module), step=trainer.global_step)
         for name, value in self.history[-1].items():
             if name.startswith("gap/") and not name.startswith("gap/step0"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -16,11 +16,15 @@ from relic.callbacks.recordings import Recordings
 from relic.callbacks.scoring import Generated, Scoring
 from relic.metrics.pose.estimator import PoseEstimator, anchor_to
 from relic.metrics.retrieval import RevisitScore, SelfRevisitScore
-from relic.metrics.revisit import RevisitRule
+from relic.metrics.revisit import RevisitRule, find_revisits
 from relic.metrics.similarity import LPIPS, LPIPSUnavailable, load_lpips
 from relic.types import TIME_STRIDE, Clip
 
 __all__ = ["MemoryRetrieval"]
+
+
+class _TakesImageOnly(Exception):
+    """The module has refused a longer prefix."""
 
 
 class MemoryRetrieval(Scoring):
@@ -71,18 +75,38 @@ class MemoryRetrieval(Scoring):
         self._reconstructions: dict[int, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.clips:
+        if self.clips or stage == "predict":
             return
         super().setup(trainer, pl_module, stage)
-        shortest = min(len(clip.video) for clip in self.clips)
-        if self.prefix is not None and self.prefix >= shortest:
+        shortest = min(self.clips, key=lambda clip: len(clip.video))
+        frames = len(shortest.video)
+        if self.prefix is not None and self.prefix >= frames:
             raise ValueError(
-                f"prefix_frames={self.prefix} leaves nothing to generate of clips of {shortest} frames."
+                f"prefix_frames={self.prefix} leaves nothing to generate of clips of {frames} frames."
+            )
+        if self.prefix is None and self.prefix_frames(shortest, pl_module) == 1:
+            raise ValueError(
+                f"half a clip of {frames} frames is less than a block, which leaves no prefix but the image; "
+                "take longer clips, or ask for that with prefix_frames=1."
+            )
+        if not any(self._comes_back(clip) for clip in self.clips):
+            raise ValueError(
+                f"none of the {len(self.clips)} clips comes back to what it saw ({self.rule}); take longer "
+                "clips, of paths that leave and return, or another rule."
             )
         try:
             self.lpips = load_lpips(self.backbone)
         except LPIPSUnavailable as missing:
             rank_zero_warn(str(missing))
+        if not trainer.strategy.reduce_boolean_decision(self.lpips is not None):
+            self.lpips = None  # all ranks must log the same names
+
+    def _comes_back(self, clip: Clip) -> bool:
+        height, width = clip.video.shape[1:3]
+        pairs = find_revisits(
+            clip.c2w, clip.intrinsics_px, fps=clip.fps, size=(height, width), rule=self.rule, d_bar=clip.d_bar
+        )
+        return len(pairs.now) > 0
 
     def prefix_frames(self, clip: Clip, pl_module: LightningModule) -> int:
         if self.image_only:
@@ -98,29 +122,42 @@ class MemoryRetrieval(Scoring):
 
     def score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         try:
-            return super().score(trainer, pl_module)
-        except NotImplementedError:
-            if self.image_only:
-                raise
+            scores = super().score(trainer, pl_module)
+        except _TakesImageOnly as refusal:
             self.image_only = True
+            name = type(pl_module).__name__
             rank_zero_info(
-                f"MemoryRetrieval: {type(pl_module).__name__} takes the image only, and is scored against "
-                "itself."
+                f"MemoryRetrieval: {name} is scored against itself, it refused a prefix: {refusal}"
             )
-            return super().score(trainer, pl_module)
+            scores = super().score(trainer, pl_module)
+        kind = "_self" if self.image_only else ""
+        if scores[f"memory/no_pair{kind}"] == scores["memory/clips"]:
+            where = "to an earlier pose" if kind else "to what its prefix saw"
+            rank_zero_warn(
+                f"MemoryRetrieval: no clip comes back {where}, so there is no score ({self.rule}); take "
+                "other paths, another prefix or another rule."
+            )
+        return scores
 
     def add(self, metric: Any, made: Generated) -> None:
         cameras = anchor_to(self.cameras(made), made.clip.c2w)
         metric.update(
-            made.video, made.clip, prefix_frames=made.prefix_frames, estimated_c2w=cameras,
+            made.video.to(metric.device), made.clip._replace(video=made.clip.video.to(metric.device)),
+            prefix_frames=made.prefix_frames, estimated_c2w=cameras,
             reconstruction=self._reconstructions.get(made.number),
         )  # fmt: skip
 
-    def generate(self, pl_module: LightningModule, number: int) -> Generated:
-        made = super().generate(pl_module, number)
+    def generate(self, trainer: Trainer, pl_module: LightningModule, number: int) -> Generated:
+        try:
+            made = super().generate(trainer, pl_module, number)
+        except NotImplementedError as refusal:
+            if self.prefix_frames(self.clips[number], pl_module) == 1:
+                raise
+            raise _TakesImageOnly(str(refusal)) from refusal
         reconstruct: Any = getattr(pl_module, "reconstruct", None)
         if number not in self._reconstructions and callable(reconstruct):
-            self._reconstructions[number] = reconstruct([made.clip])[0].cpu()
+            with trainer.precision_plugin.forward_context():
+                self._reconstructions[number] = reconstruct([made.clip])[0].cpu()
         return made
 
     def show_scores(self, writer: Any, *, step: int) -> None:
@@ -128,28 +165,34 @@ class MemoryRetrieval(Scoring):
             add_picture(writer, "memory/psnr_since_last_seen", picture, step=step)
 
 
-def curve(scores: dict[str, float]) -> bytes | None:
+def curve(scores: Mapping[str, float]) -> bytes | None:
     """Draw PSNR against seconds out of sight, as PNG; None if nothing was scored."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    lines: dict[str, list[tuple[str, float]]] = {}
+    lines: dict[str, dict[float, tuple[str, float]]] = {}
     for name, value in scores.items():
         line, _, span = name.removeprefix("memory/").partition("_after_")
         if span:
-            lines.setdefault(line, []).append((span.replace("_", "-", 1), value))
+            low, _, high = span.removesuffix("s").partition("_")
+            label = f"{low.removesuffix('s')} up" if high == "up" else f"{low}-{high}"
+            lines.setdefault(line, {})[float(low.removesuffix("s"))] = label, value
     if not lines:
         return None
-    figure, ax = plt.subplots(figsize=(5, 3.2))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    spans = {low: label for points in lines.values() for low, (label, _) in points.items()}
+    places = {low: place for place, low in enumerate(sorted(spans))}
     for line, points in lines.items():
         style = "-" if line.count("_") == 1 else ":"  # the score itself, or what stands beside it
-        ax.plot(*zip(*points, strict=True), marker="o", label=line, linestyle=style)
+        rising = sorted(points.items())
+        values = [value for _, (_, value) in rising]
+        ax.plot([places[low] for low, _ in rising], values, marker="o", label=line, linestyle=style)
+    ax.set_xticks(list(places.values()), [spans[low] for low in places])
     ax.set_xlabel("seconds out of sight")
     ax.set_ylabel("PSNR, dB")
     ax.legend(fontsize=7)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

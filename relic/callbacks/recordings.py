@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lightning import LightningModule
 
 from relic.data.clips import read_clips
-from relic.types import Clip
+from relic.types import Clip, ClipSpec
 
 __all__ = ["Recordings", "clips_of"]
 
@@ -38,10 +38,10 @@ class Recordings:
 
 
 def clips_of(source: Recordings | Sequence[Clip], module: LightningModule) -> list[Clip]:
-    """Return the clips of a callback, at the size of `module.clip` if it has one, else as they are stored.
+    """Return the clips of a callback, at the size of `module.clip` if that is a ClipSpec, else as stored.
 
     Raises:
-        TypeError: If the module has no `generate`.
+        TypeError: If the module has no `generate`, or something else than clips was given.
         ValueError: If there is no clip.
     """
     if not callable(getattr(module, "generate", None)):
@@ -51,8 +51,15 @@ def clips_of(source: Recordings | Sequence[Clip], module: LightningModule) -> li
         )
     if isinstance(source, Recordings):
         settings: dict[str, Any] = vars(source)
-        return read_clips(**settings, clip=getattr(module, "clip", None))
+        spec = getattr(module, "clip", None)  # in a foreign module that may be anything, a network too
+        return read_clips(**settings, clip=spec if isinstance(spec, ClipSpec) else None)
     clips = list(source)
     if not clips:
         raise ValueError("The callback was given no clips: name a data set (Recordings), or a list of Clip.")
+    for number, clip in enumerate(clips):
+        if not isinstance(clip, Clip):
+            raise TypeError(
+                f"clip {number} of the callback is a {type(clip).__name__}; give relic.types.Clip, or name a "
+                "data set: Recordings(root=..., num_frames=...)."
+            )
     return clips

@@ -56,7 +56,7 @@ class SampleVideo(Callback):
 
     def sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate the clips and show them."""
-        with undisturbed(trainer, pl_module):
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
             samples = pl_module.generate(self.clips, seed=self.seed)  # type: ignore[operator]
         if not trainer.is_global_zero:
             return

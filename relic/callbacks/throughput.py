@@ -24,8 +24,10 @@ class Throughput(Callback):
     | `speed/waiting` | share of the time between the end of a batch and the start of the next, in [0, 1] |
     | `speed/mfu` | model FLOPs utilisation, if `flops_per_sample` is given |
 
-    The device is waited for once every `every_n_batches`, never between. Sizes are read from
-    `relic.types.Batch`; of other batches only samples are known, by the length of their first tensor.
+    Validations do not count as time. Waiting is for data, and for what other callbacks do between batches,
+    such as saving; it is that of the first rank. The device is waited for once every `every_n_batches` and
+    around validations, never between. Sizes are read from `relic.types.Batch`; of other batches only samples
+    are known, by the length of their first tensor.
 
     Args:
         every_n_batches: Batches that a figure is over.
@@ -43,6 +45,7 @@ class Throughput(Callback):
                 raise ValueError(f"{name}={value} must be positive.")
         self.every_n_batches = every_n_batches
         self.flops_per_sample, self.peak_flops = flops_per_sample, peak_flops
+        self._paused = 0.0
         self._begin(0.0)
 
     def _begin(self, now: float) -> None:
@@ -53,9 +56,15 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(time.perf_counter())
 
-    # what happens in a validation is not training's time
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _finish(pl_module)
+        self._paused = time.perf_counter()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(time.perf_counter())
+        _finish(pl_module)
+        pause = time.perf_counter() - self._paused  # not training's time
+        self._start += pause
+        self._ended += pause
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -71,8 +80,7 @@ class Throughput(Callback):
         self._frames += frames
         self._tokens += tokens
         if self._batches == self.every_n_batches:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)
+            _finish(pl_module)
             now = time.perf_counter()
             self._log(pl_module, now - self._start, ranks=trainer.world_size)
             self._begin(now)
@@ -92,6 +100,12 @@ class Throughput(Callback):
         if self.flops_per_sample is not None:
             speeds["speed/mfu"] = self._samples * self.flops_per_sample / seconds / self.peak_flops
         pl_module.log_dict(speeds)
+
+
+def _finish(pl_module: LightningModule) -> None:
+    """Wait until the device has done what it was asked to."""
+    if pl_module.device.type == "cuda":
+        torch.cuda.synchronize(pl_module.device)
 
 
 def sizes_of(batch: Any) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.linalg import LinAlgError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from relic.callbacks import ActionFollowing, MemoryRetrieval, Recordings
@@ -141,6 +142,10 @@ def test_a_spent_budget_ends_it_and_says_after_how_many(tmp_path):
     callback, module = memory(max_seconds=1e-6), Foreign()
     trainer_of(tmp_path, callback).fit(module)
     assert len(module.asked) == 1 and callback.latest["memory/clips"] == 1
+    action = ActionFollowing(CLIPS, estimator=Known(CLIPS), max_seconds=1e-6)
+    trainer = trainer_of(tmp_path, action)
+    trainer.fit(Foreign())
+    assert trainer.callback_metrics["action/clips"] == 1
 
 
 def test_clips_may_come_from_recordings(tmp_path):
@@ -155,6 +160,62 @@ def test_clips_may_come_from_recordings(tmp_path):
     assert len(callback.clips[0].video) == 33 and callback.latest["action/coverage"] == 1
 
 
+def test_a_foreign_module_may_call_anything_its_clip(tmp_path):
+    from tests.data.recordings import clip_sample, write_dataset
+
+    class WithCLIP(Foreign):
+        def __init__(self):
+            super().__init__()
+            self.clip = torch.nn.Linear(2, 2)
+
+    root = write_dataset(
+        tmp_path / "d", [(f"r{i}", clip_sample(33, seed=i, scene=f"s{i}")) for i in range(2)]
+    )
+    source = Recordings(root=str(root), num_frames=33, validation_scenes=1, evaluation_scenes=0, num_clips=1)
+    callback = ActionFollowing(source, estimator=Known(CLIPS))
+    trainer_of(tmp_path, callback).fit(WithCLIP())
+    assert callback.clips[0].video.shape == (33, 64, 64, 3)
+
+
+def test_an_estimator_that_breaks_down_finds_no_camera_and_the_run_goes_on(tmp_path):
+    class Singular(Known):
+        def estimate(self, video, *, intrinsics_px):
+            raise LinAlgError("Singular matrix")
+
+    callbacks = [memory(estimator=Singular(CLIPS)), ActionFollowing(CLIPS, estimator=Singular(CLIPS))]
+    with pytest.warns(UserWarning, match="the estimator broke down"):
+        trainer_of(tmp_path, *callbacks).fit(Foreign())
+    assert callbacks[0].latest["memory/did_not_move"] == 3
+    assert callbacks[0].latest["memory/psnr_revisit"] > 10  # the truth says what should be there
+    assert callbacks[1].latest["action/coverage"] == 0 and callbacks[1].latest["action/unscored"] == 3
+
+
+def test_validations_by_steps_are_counted_as_well(tmp_path):
+    class Longer(Foreign):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(range(8))
+
+    callback, module = memory(every_n_validations=2), Longer()
+    trainer_of(tmp_path, callback, val_check_interval=2).fit(module)
+    assert callback.validations == 4 and len(module.asked) == 2 * len(CLIPS)
+
+
+def test_a_run_without_validation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="MemoryRetrieval scores after validations, and this run has none"):
+        trainer_of(tmp_path, memory(), limit_val_batches=0).fit(Foreign())
+
+
+def test_a_prediction_needs_no_clips(tmp_path):
+    class Predicting(Foreign):
+        def predict_step(self, batch, batch_idx):
+            return batch
+
+        predict_dataloader = Foreign.train_dataloader
+
+    source = Recordings(root=str(tmp_path / "nowhere"), num_frames=33)
+    trainer_of(tmp_path, MemoryRetrieval(source), ActionFollowing(source)).predict(Predicting())
+
+
 def shorter(clip):
     return clip._replace(video=clip.video[:-4])
 
@@ -164,6 +225,9 @@ def shorter(clip):
     [
         (lambda: memory([]), ValueError, "was given no clips"),
         (lambda: memory([shorter(CLIPS[0])]), ValueError, "53 frames and 57 poses"),
+        (lambda: memory("runs/clips"), TypeError, "is a str; give relic.types.Clip, or name a data set"),
+        (lambda: memory([CLIPS[0]._replace(video=CLIPS[0].video.float())]), ValueError, "clip 0: video is"),
+        (lambda: memory([CLIPS[0], CLIPS[1]._replace(c2w=CLIPS[1].c2w * 2)]), ValueError, "clip 1: c2w"),
         (lambda: memory(prefix_frames=30), ValueError, "must be 4k"),
         (lambda: memory(prefix_frames=FRAMES), ValueError, "leaves nothing to generate"),
         (lambda: memory(every_n_validations=0), ValueError, "every_n_validations=0"),
@@ -177,11 +241,23 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, make, e
     assert module.asked == []
 
 
-@pytest.mark.parametrize("spoil", [lambda v: v[:-1], lambda v: v.float(), lambda v: v[:, :32]])
+@pytest.mark.parametrize(
+    "spoil", [lambda v: v[:-1], lambda v: v.float(), lambda v: v[:, :32], lambda v: v.numpy(), lambda v: None]
+)
 def test_videos_of_another_shape_or_type_are_refused(tmp_path, spoil):
     class Odd(Foreign):
         def spoiled(self, clip, prefix_frames):
             return spoil(clip.video)
+
+    with pytest.raises(ValueError, match="must give one uint8 video"):
+        trainer_of(tmp_path, memory()).fit(Odd())
+
+
+@pytest.mark.parametrize("answer", [lambda clips: None, lambda clips: [], lambda clips: [clips[0].video] * 2])
+def test_another_number_of_videos_is_refused(tmp_path, answer):
+    class Odd(Foreign):
+        def generate(self, clips, *, prefix_frames=1, seed):
+            return answer(clips)
 
     with pytest.raises(ValueError, match="must give one uint8 video"):
         trainer_of(tmp_path, memory()).fit(Odd())

@@ -57,6 +57,24 @@ def test_speeds_and_the_share_of_waiting_are_those_of_the_run(tmp_path):
     assert speeds["speed/tokens_per_s"] == pytest.approx(tokens * speeds["speed/samples_per_s"])
 
 
+def test_validations_in_between_neither_count_as_time_nor_begin_anew(tmp_path):
+    class Validated(Slow):
+        def validation_step(self, batch, batch_idx):
+            time.sleep(0.5)
+
+        def val_dataloader(self):
+            return DataLoader([0], batch_size=None)
+
+    speed = Throughput(every_n_batches=5)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=speed, max_epochs=1, val_check_interval=3,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Validated())
+    assert trainer.callback_metrics["speed/batches_per_s"] > 8  # 40 ms each; with the validation about 7
+
+
 def test_parts_of_a_mixed_batch_add_up_and_foreign_batches_have_samples_only():
     one, three = batch([0]), batch([0, 1, 2])
     sums = [a + b for a, b in zip(sizes_of(one), sizes_of(three), strict=True)]
