@@ -55,3 +55,17 @@ def test_a_stopped_run_goes_on_with_what_is_missing(finished, monkeypatch):
     }
     assert [r["case"] for r in again] == [r["case"] for r in records]
     assert not list(root.rglob("*.tmp"))
+
+
+def test_a_case_whose_video_is_gone_or_that_was_skipped_is_tried_again(finished):
+    root, records = finished
+    (video,) = root.glob("videos/short/pan*.mp4")
+    before = video.read_bytes()
+    video.unlink()
+    skipped = next(r for r in records if "skipped" in r)
+    paths = root.glob(f"cases/*/{skipped['case']}.json")
+    record = next(path for path in paths if "skipped" in json.loads(path.read_text()))
+    record.write_text(json.dumps(skipped | {"skipped": "a reason that is gone"}))
+    again = played(root)
+    assert video.read_bytes() == before
+    assert "a reason that is gone" not in json.dumps(again)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from relic.cli import main
+from relic.nn.student import FewSteps
 from relic.verbs.evaluate import check_words, load_contestants
 from tests.bundles import BOUNDED, SHORT, other_clip, world_of
 from tests.suite.recordings import write_memobench, write_mind
@@ -47,6 +48,18 @@ def test_two_memories_are_played_side_by_side_and_reported(bundle, tmp_path, cap
     assert again["cases"] == report["cases"], "nothing is played twice"
     with pytest.raises(SystemExit, match=r"was begun with seed=7919, not 5 .*another folder"):
         evaluate(bundle, tmp_path / "run", "--seed", 5, *options)
+
+
+def test_a_run_does_not_go_on_with_the_same_student_played_otherwise(tmp_path):
+    options = ["--groups", "turn_round", "--seconds", 4]
+    world = five_seconds()
+    other = replace(world, config=replace(world.config, sampler=FewSteps(steps=2)))
+    for name, saved in (("first", world), ("second", other)):
+        (tmp_path / name).mkdir()
+        saved.save(tmp_path / name / "rooms")
+    evaluate(tmp_path / "first" / "rooms", tmp_path / "run", *options)
+    with pytest.raises(SystemExit, match="was begun with contestants="):
+        evaluate(tmp_path / "second" / "rooms", tmp_path / "run", *options)
 
 
 @pytest.mark.parametrize("suite", ["mind", "memobench"])
