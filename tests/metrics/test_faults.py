@@ -11,18 +11,19 @@ from relic.metrics import RevisitRule
 pytest.importorskip("panda3d", reason="planted faults are filmed: pip install 'relic-world[engine]'")
 
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import faults
+
+sys.path.pop(0)
+
+
 @pytest.fixture(scope="module")
 def table():
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    try:
-        import faults
-    finally:
-        sys.path.pop(0)
     cases = faults.make_cases(2, size=(64, 96))
     return {n: faults.score(cases, f, rule=RevisitRule(), lpips=None) for n, f in faults.FAULTS.items()}
 
 
-FAULTY = ("truth from another scene", "frozen camera", "grey blur")
+FAULTY = set(faults.FAULTS) - {"truth", "truth with noise"}
 
 
 def test_in_truth_mode_truth_is_best_and_every_fault_is_far_below_a_good_model(table):
@@ -68,3 +69,11 @@ def test_action_errors_tell_wrong_motion_from_wrong_pictures(table):
     assert errors["frozen camera"] < errors["actions mirrored"] < errors["return path shuffled"]
     assert errors["frames dropped"] == pytest.approx(errors["frozen camera"], rel=0.1)  # the same, too much
     assert table["grey blur"]["action/unscored"] == 2
+
+
+def test_cameras_found_in_the_pictures_tell_who_came_back():
+    pytest.importorskip("cv2")
+    cases = faults.make_cases(1, size=(128, 256))
+    for name, stayed in (("truth", 0), ("frozen camera", 1), ("grey blur", 1)):
+        scores = faults.score(cases, faults.FAULTS[name], rule=RevisitRule(), lpips=None, estimated=True)
+        assert scores["memory/did_not_move"] == scores["memory/did_not_move_self"] == stayed, name
