@@ -13,7 +13,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from numpy.linalg import LinAlgError
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -199,22 +198,13 @@ class Scoring(Callback, ABC):
 
     def cameras(self, made: Generated) -> Tensor:
         """Return the camera (f, 4, 4) found in a generated video, NaN where none is found."""
-        return self._find(made.video, made.clip)
+        return self.estimator.estimate(made.video, intrinsics_px=made.clip.intrinsics_px).c2w
 
     def true_cameras(self, made: Generated) -> Tensor:
         """Return the camera that the same estimator finds in the true video."""
         if made.number not in self._true_cameras:
-            self._true_cameras[made.number] = self._find(made.clip.video, made.clip)
+            self._true_cameras[made.number] = self.cameras(made._replace(video=made.clip.video))
         return self._true_cameras[made.number]
-
-    def _find(self, video: Tensor, clip: Clip) -> Tensor:
-        try:
-            return self.estimator.estimate(video, intrinsics_px=clip.intrinsics_px).c2w
-        except (
-            LinAlgError
-        ) as error:  # noise can leave its equations without a solution: no camera, counted so
-            warnings.warn(f"{type(self).__name__}: the estimator broke down ({error}).", stacklevel=2)
-            return torch.full_like(clip.c2w, torch.nan)
 
     def _show(self, trainer: Trainer, made: Generated) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

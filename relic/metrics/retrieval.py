@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,6 +132,7 @@ class _PairMeans(Metric):
 
     is_differentiable = False
     full_state_update = False
+    columns: ClassVar[tuple[str, ...]]  # what is shown, the score itself first
     totals: Tensor
     counts: Tensor
     gap_totals: Tensor
@@ -144,22 +145,21 @@ class _PairMeans(Metric):
 
     def __init__(
         self,
-        columns: Sequence[str],
         *,
-        rule: RevisitRule | None,
-        lpips: FrameScore | None,
-        gap_bins_s: Sequence[float],
+        rule: RevisitRule | None = None,
+        lpips: FrameScore | None = None,
+        gap_bins_s: Sequence[float] = GAP_BINS_S,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         edges = list(gap_bins_s)
         if not edges or edges[0] < 0 or any(a >= b for a, b in pairwise(edges)):
             raise ValueError(f"gap_bins_s={tuple(edges)} must rise from 0 or more; use {GAP_BINS_S}.")
-        self.rule, self.lpips, self.columns = rule or RevisitRule(), lpips, tuple(columns)
+        self.rule, self.lpips = rule or RevisitRule(), lpips
         self.gap_bins_s = tuple(edges)
         shapes = {
-            "totals": (len(ROWS), len(columns)), "counts": (len(columns),),
-            "gap_totals": (len(columns), len(edges)), "gap_counts": (len(columns), len(edges)),
+            "totals": (len(ROWS), len(self.columns)), "counts": (len(self.columns),),
+            "gap_totals": (len(self.columns), len(edges)), "gap_counts": (len(self.columns), len(edges)),
         }  # fmt: skip
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -232,16 +232,7 @@ class RevisitScore(_PairMeans):
         gap_bins_s: Lower edges of the bins of seconds out of sight; the last bin is open.
     """
 
-    def __init__(
-        self,
-        *,
-        rule: RevisitRule | None = None,
-        lpips: FrameScore | None = None,
-        gap_bins_s: Sequence[float] = GAP_BINS_S,
-        **settings: Any,
-    ) -> None:
-        columns = ("generated", "moved", "copy_first", "nearest_seen", "autoencoder")
-        super().__init__(columns, rule=rule, lpips=lpips, gap_bins_s=gap_bins_s, **settings)
+    columns = ("generated", "moved", "copy_first", "nearest_seen", "autoencoder")
 
     def update(
         self,
@@ -310,16 +301,7 @@ class SelfRevisitScore(_PairMeans):
         gap_bins_s: Lower edges of the bins of seconds out of sight; the last bin is open.
     """
 
-    def __init__(
-        self,
-        *,
-        rule: RevisitRule | None = None,
-        lpips: FrameScore | None = None,
-        gap_bins_s: Sequence[float] = GAP_BINS_S,
-        **settings: Any,
-    ) -> None:
-        columns = ("generated", "away", "truth", "autoencoder")
-        super().__init__(columns, rule=rule, lpips=lpips, gap_bins_s=gap_bins_s, **settings)
+    columns = ("generated", "away", "truth", "autoencoder")
 
     def update(
         self,

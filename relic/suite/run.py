@@ -27,7 +27,7 @@ from relic.suite.score import look_by_second, score_video, seamless
 from relic.suite.scripts import prefix_frames
 from relic.types import Clip
 
-__all__ = ["TRUTH", "folder_of", "read_records", "run", "video_path"]
+__all__ = ["TRUTH", "folder_of", "run", "video_path"]
 
 TRUTH: Final = "truth"  # scored like a contestant: the limit of every score, and the estimator's floor
 
@@ -141,12 +141,6 @@ def _is_finished(out: Path, label: str, case: Case) -> bool:
     """
     path = _record_path(out, label, case)
     return path.exists() and "scores" in _read(path) and video_path(out, label, case.name).exists()
-
-
-def read_records(out: Path, cases: Sequence[Case], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the finished records, truth first, in the order of cases."""
-    paths = [_record_path(out, label, case) for case in cases for label in (TRUTH, *labels)]
-    return [_read(path) for path in paths if path.exists()]
 
 
 def folder_of(label: str) -> str:

@@ -29,6 +29,8 @@ class PoseEstimator(Protocol):
     def estimate(self, video: Tensor, *, intrinsics_px: Tensor) -> PoseEstimate:
         """Return the poses of video (f, h, w, 3) uint8.
 
+        Of any picture, noise included: what cannot be found is not registered, and no error.
+
         intrinsics_px: (4,) `fx fy cx cy`, pixel centres at integers.
         """
         ...
