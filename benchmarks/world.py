@@ -9,7 +9,8 @@ Weights lie beside the logs of each stage; seconds are in seconds.json.
 
     python benchmarks/world.py runs/world
     python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 \
-        --scenes 12 --minutes 12 --steps 4 --windows 12
+        --scenes 5 --minutes 6 --held 1 1 --seeds 2 --steps 4 --windows 5 --frames 33 65 --strides 4 6 \
+        --batch '{"5s": 4, "20s": 2, "causal_init": 2, "self_forcing_5s": 2, "self_forcing_20s": 2}'
 """
 
 from __future__ import annotations
