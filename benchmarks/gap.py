@@ -212,7 +212,7 @@ def fit_arm(
         net=network(args, control=ControlConfig(width=64), rope_factor=args.rope_factor),
     )  # fmt: skip
     data = latents_module(args, latents, held=ACTION_HELD, clip=clip, vae=str(vae), plain=arm.plain)
-    fit(args, module, data, root=root, seconds=args.seconds[2], callbacks=[probe])
+    fit(args, module, data, root=root, seconds=args.seconds[2], steps=args.steps, callbacks=[probe])
 
 
 def fit(
@@ -222,6 +222,7 @@ def fit(
     *,
     root: Path,
     seconds: int,
+    steps: int = -1,
     callbacks: Sequence[Callback] = (),
 ) -> None:
     """Fit for so many seconds or steps, from the last checkpoint if there is one."""
@@ -230,7 +231,7 @@ def fit(
         root / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=False
     )
     trainer = Trainer(
-        max_time={"seconds": seconds}, max_steps=args.steps, accelerator="auto", devices=1, logger=False,
+        max_time={"seconds": seconds}, max_steps=steps, accelerator="auto", devices=1, logger=False,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true", gradient_clip_val=1.0,
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
         enable_progress_bar=False, default_root_dir=root, callbacks=[*callbacks, saving],
@@ -290,7 +291,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--seconds", type=int, nargs=3, default=[120, 600, 200], help="to fit autoencoder, prior and each arm"
     )
-    add("--steps", type=int, default=-1, help="most optimiser steps of each fit; -1 for no end")
+    add("--steps", type=int, default=-1, help="most optimiser steps of each arm; -1 for no end")
     add("--plain", type=float, nargs=2, default=[10, 6.0], help="scenes and minutes of plain video")
     add("--actions", type=float, nargs=2, default=[3, 3.0], help="scenes and minutes with actions")
     add("--size", type=int, nargs=2, default=[64, 96])

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("world", help="folder of benchmarks/world.py")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=321)
-    parser.add_argument("--held", type=int, nargs=2, default=[2, 8], help="as in benchmarks/world.py")
+    parser.add_argument("--held", type=int, nargs=2, default=[8, 64], help="as in benchmarks/world.py")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--lpips", help="weights of AlexNet's convolutions; by default those in torch's cache"

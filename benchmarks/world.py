@@ -3,9 +3,10 @@
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
     (5 s, then 20 s), the bundle
 
-Students of several seeds share one teacher and one set of pairs. A stage is left out if its product is there,
-and a stopped one goes on, so the run can be cut into pieces: `--until teacher_5s` ends after that stage.
-Weights lie beside the logs of each stage; seconds are in seconds.json.
+Students of several seeds share one teacher and one set of pairs; several GPUs share students and ODE pairs.
+A stage is left out if its product is there, and a stopped one goes on, so the run can be cut into pieces:
+`--until teacher_5s` ends after that stage. Weights lie beside the logs of each stage; seconds are in
+seconds.json.
 
     python benchmarks/world.py runs/world
     python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 \
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -31,9 +33,9 @@ from machine import describe_machine
 from relic.cli import find_config
 
 SECONDS = {
-    "autoencoder": 80,
-    "teacher_5s": 130,
-    "teacher_20s": 120,
+    "autoencoder": 130,
+    "teacher_5s": 200,
+    "teacher_20s": 170,
     "causal_init": 90,
     "self_forcing_5s": 40,
     "self_forcing_20s": 120,
@@ -47,7 +49,7 @@ FORCING: dict[str, Any] = {  # the critic has little time to catch up, and capti
 }  # fmt: skip
 NET = {"width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32}
 YARN = 81 / 21
-VALIDATION, EVALUATION = 2, 8  # scenes that nothing is fitted on
+VALIDATION, EVALUATION = 8, 64  # scenes that nothing is fitted on
 
 
 class Chain:
@@ -78,7 +80,9 @@ class Chain:
             logs = [self.root / "logs" / f"{name}_{number}.log" for number in range(len(commands))]
             for at in range(0, len(commands), at_a_time or len(commands)):
                 part = slice(at, at + (at_a_time or len(commands)))
-                running = [begin(words, log) for words, log in zip(commands[part], logs[part], strict=True)]
+                places = [self.args.gpus[i % len(self.args.gpus)] for i in range(len(commands[part]))]
+                jobs = zip(commands[part], logs[part], places, strict=True)
+                running = [begin(words, log, gpu=gpu) for words, log, gpu in jobs]
                 for log, process in zip(logs[part], running, strict=True):
                     if process.wait():
                         sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
@@ -104,7 +108,9 @@ class Chain:
             horizon = stage.removeprefix(f"{kind}_")
             words += ["--config", find_config(f"configs/{kind}/horizon/{horizon}.yaml")]
         words += ["--config", find_config(f"configs/trainer/{self.args.device}.yaml")]
-        clip = {"height": self.args.size[0], "width": self.args.size[1]}
+        clip = {
+            "height": self.args.size[0], "width": self.args.size[1], "block_latents": self.args.block_latents,
+        }  # fmt: skip
         if self.args.frames and kind != "autoencoder":
             short, long = self.args.frames
             clip["horizons"] = [short, long] if kind == "causal_init" else [long if "20s" in stage else short]
@@ -212,6 +218,7 @@ class Chain:
                 if stage != "causal_init":
                     horizon = stage.removeprefix("self_forcing_")
                     settings |= self.args.forcing
+                    settings["cuda_graphs"] = self.args.device == "gpu"
                     settings["teacher"] = {"path": self.file(f"teacher_{horizon}", "teacher")}
                     settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
                     data = self.root / f"latents_{horizon}"
@@ -225,7 +232,7 @@ class Chain:
                     self.fit(stage, Path(self.file(stage, "student", seed=seed)).parent, data, given)
                 )
             products = [Path(self.file(stage, "student", seed=seed)) for seed in seeds]
-            self.run(stage, products, commands, at_a_time=self.args.students)
+            self.run(stage, products, commands, at_a_time=len(self.args.gpus))
 
     def bundle(self) -> None:
         student = self.file("self_forcing_20s", "student", seed=0)
@@ -233,14 +240,15 @@ class Chain:
         self.run("bundle", self.root / "world" / "world.yaml", [words])
 
 
-def begin(command: Sequence[object], log: Path) -> subprocess.Popen[bytes]:
-    """Start a relic command that adds what it says to a file."""
+def begin(command: Sequence[object], log: Path, *, gpu: int) -> subprocess.Popen[bytes]:
+    """Start a relic command that sees one GPU and adds what it says to a file."""
     words = [str(word) for word in command]
     with log.open("a") as out:
         out.write(f"$ relic {shlex.join(words)}\n")
         out.flush()
         command = [sys.executable, "-m", "relic.cli", *words]
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        seen = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=seen)
 
 
 def merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -258,12 +266,13 @@ def main() -> None:
     )
     parser.add_argument("out", help="folder for everything")
     parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
-    parser.add_argument("--scenes", type=int, default=80)
-    parser.add_argument("--minutes", type=float, default=240.0, help="of video, over all scenes")
+    parser.add_argument("--scenes", type=int, default=360)
+    parser.add_argument("--minutes", type=float, default=480.0, help="of video, over all scenes")
+    parser.add_argument("--block_latents", type=int, default=2, help="of what a student generates at a time")
     parser.add_argument("--held", type=int, nargs=2, default=[VALIDATION, EVALUATION], help="scenes held out")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--seeds", type=int, default=3, help="students")
-    parser.add_argument("--students", type=int, default=1, help="students that are fitted at a time")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[0], help="what a stage can share out")
     parser.add_argument("--windows", type=int, default=1024, help="ODE pairs of each horizon")
     parser.add_argument("--strides", type=float, nargs=2, default=[5.0, 8.0], help="seconds between windows")
     parser.add_argument("--frames", type=int, nargs=2, help="other horizons than 81 and 321 frames")

@@ -5,6 +5,9 @@ the memory; the network itself never writes. Streaming is the primitive, a clip 
 
     rollout.prefill(image, actions[:, :1], text=text)
     clip = torch.cat([image, *(block.latents for block in rollout(stretches, text=text))], dim=1)
+
+Actions come as they are, a stretch at a time, and the rollout integrates them; or walked before (`walk`), for
+a training pass that must not wait for the host.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from relic.ops.odometry import Odometry, advance
 from relic.ops.randomness import keyed_normal
 from relic.types import TIME_STRIDE, Block, Controls
 
-__all__ = ["FewSteps", "KeyedNoise", "Noise", "Rollout", "Trace"]
+__all__ = ["DrawnNoise", "FewSteps", "KeyedNoise", "Noise", "Rollout", "Trace", "Walk", "walk"]
 
 
 class Noise(Protocol):
@@ -54,6 +57,49 @@ class KeyedNoise:
         return keyed_normal(self.keys, *self.purpose, block, step, like=like)
 
 
+@dataclass(frozen=True)
+class DrawnNoise:
+    """Noise that was drawn before: (blocks, steps, b, t, c, h, w), the first one that of block 1."""
+
+    drawn: Tensor
+
+    def __call__(self, *, block: int, step: int, like: Tensor) -> Tensor:
+        return self.drawn[block - 1, step].to(like.dtype)
+
+
+class Walk(NamedTuple):
+    """A stretch of the stream as walked: what the network is given, and poses c2w (b, t, 4, 4) of each
+    latent's last frame, float64 on the host.
+    """
+
+    controls: Controls
+    c2w: Tensor
+
+    @property
+    def frames(self) -> int:
+        return self.controls.actions.shape[1]
+
+    def cut(self, *, frames: int, latents: int) -> tuple[Walk, Walk]:
+        """Return the first frames, which are so many latents, and the rest."""
+        (actions, poses), c2w = self.controls, self.c2w
+        assert poses is not None
+        first = Controls(actions=actions[:, :frames], poses=poses[:, :frames])
+        rest = Controls(actions=actions[:, frames:], poses=poses[:, frames:])
+        return Walk(first, c2w[:, :latents]), Walk(rest, c2w[:, latents:])
+
+
+def walk(
+    actions: Tensor, *, odometry: Odometry | None = None, device: torch.device | str
+) -> tuple[Walk, Odometry]:
+    """Integrate actions (b, f, 13), of whole latents, from where `odometry` stands: the start of a stream by
+    default.
+    """
+    odometry, c2w = advance(odometry or Odometry.origin(len(actions)), actions)
+    poses = pose_features(c2w).to(device)
+    at = slice((c2w.shape[1] - 1) % TIME_STRIDE, None, TIME_STRIDE)
+    return Walk(Controls(actions=actions.to(device), poses=poses), c2w[:, at]), odometry
+
+
 class Trace(NamedTuple):
     """What training needs to compute a block again. Latents are (b, t, c, h, w).
 
@@ -63,7 +109,7 @@ class Trace(NamedTuple):
     """
 
     block: int
-    controls: Controls
+    walk: Walk
     text: Tensor
     xt: Tensor
     sigma: float
@@ -116,33 +162,42 @@ class Rollout:
     # -- streaming -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prefill(self, latents: Tensor, actions: Tensor, *, text: Tensor) -> None:
+    def prefill(self, latents: Tensor, actions: Tensor | Walk, *, text: Tensor) -> None:
         """Commit true latents: the image first, with or without the blocks after it, or further blocks.
 
-        latents: (b, t, c, h, w); actions: (b, f, 13), 1 frame for the image and 4 for each other latent. With
-        `context="last_step"` blocks are committed as generated ones are, at that step's noise level.
+        latents: (b, t, c, h, w); actions: (b, f, 13), 1 frame for the image and 4 for each other latent, or
+        walked before. With `context="last_step"` blocks are committed as generated ones are, at that step's
+        noise level.
         """
         start, given = self.memory.latents, latents.shape[1]
         last = self.memory.plan.blocks_in(start + given) - 1
         frames = TIME_STRIDE * given - (0 if start else TIME_STRIDE - 1)
-        if actions.shape[1] != frames:
+        if _frames(actions) != frames:
             raise ValueError(
                 f"{given} latents from latent {start} on take {frames} frames of actions; "
-                f"got {actions.shape[1]}."
+                f"got {_frames(actions)}."
             )
         for index in range(self.memory.block, last + 1):
             size, frames = self._size(index)
             x0, latents = latents[:, :size], latents[:, size:]
-            controls, c2w = self._steer(actions[:, :frames])
-            actions, sigma = actions[:, frames:], self.sampler.context_level if index else 0.0
+            if isinstance(actions, Walk):
+                stretch, actions = actions.cut(frames=frames, latents=size)
+                controls, c2w = self._steer(stretch)
+            else:
+                controls, c2w = self._steer(actions[:, :frames])
+                actions = actions[:, frames:]
+            sigma = self.sampler.context_level if index else 0.0
             if sigma:
                 drawn = self.noise(block=index, step=self.sampler.steps - 1, like=x0)
                 x0 = add_noise(x0, drawn, sigma=self._levels(x0, sigma))
             self.memory.commit(self._encode(x0, sigma, controls, text), c2w=c2w)
             self._like = x0[:, :1]
 
-    def __call__(self, actions: Iterable[Tensor], *, text: Tensor | Iterable[Tensor]) -> Iterator[Block]:
-        """Yield a generated block for each stretch of actions (b, 4·block_latents, 13).
+    def __call__(
+        self, actions: Iterable[Tensor | Walk], *, text: Tensor | Iterable[Tensor]
+    ) -> Iterator[Block]:
+        """Yield a generated block for each stretch of actions (b, 4·block_latents, 13), as they are or walked
+        before.
 
         text: one prompt for all blocks, or one for each.
         """
@@ -151,15 +206,15 @@ class Rollout:
             yield self.step(stretch, text=prompt)
 
     @torch.no_grad()
-    def step(self, actions: Tensor, *, text: Tensor) -> Block:
-        """Generate, commit and return the next block. actions: (b, 4·block_latents, 13)."""
+    def step(self, actions: Tensor | Walk, *, text: Tensor) -> Block:
+        """Generate, commit and return the next block. actions: (b, 4·block_latents, 13), or walked before."""
         index = self.memory.block
         size, frames = self._size(index)
         if self._like is None:
             raise ValueError("A rollout starts from an image: prefill its latent first.")
-        if actions.shape[1] != frames:
-            raise ValueError(f"A block takes {frames} frames of actions; got {actions.shape[1]}.")
-        controls, c2w = self._steer(actions)
+        if _frames(actions) != frames:
+            raise ValueError(f"A block takes {frames} frames of actions; got {_frames(actions)}.")
+        controls, c2w = walked = self._steer(actions)
         levels, like = self.sampler.levels, self._like.expand(-1, size, -1, -1, -1)
         x0 = xt = self.noise(block=index, step=0, like=like)
         passes: list[tuple[Tensor, Tensor]] = []
@@ -179,7 +234,7 @@ class Rollout:
             kept_xt, kept_x0 = passes[self.exit_step]
             self._traces.append(
                 Trace(
-                    block=index, controls=controls, text=text, xt=kept_xt, sigma=levels[self.exit_step],
+                    block=index, walk=walked, text=text, xt=kept_xt, sigma=levels[self.exit_step],
                     x0=kept_x0, context=context, context_sigma=self.sampler.context_level,
                 )
             )  # fmt: skip
@@ -248,12 +303,13 @@ class Rollout:
             # older torch keeps weights as autocast cast them without gradients, and would find them here
             torch.clear_autocast_cache()
             with torch.enable_grad():
-                x0, _ = self._denoise(trace.xt, trace.sigma, trace.controls, trace.text)
+                x0, _ = self._denoise(trace.xt, trace.sigma, trace.walk.controls, trace.text)
             yield trace, x0
             del x0
             with torch.no_grad():
-                fresh = self._encode(trace.context, trace.context_sigma, trace.controls, trace.text)
-                self.memory.commit(fresh, c2w=self._steer(trace.controls.actions)[1])
+                fresh = self._encode(trace.context, trace.context_sigma, trace.walk.controls, trace.text)
+                self.memory.commit(fresh, c2w=trace.walk.c2w)
+                self._odometry = None  # where it stood is not where the stream now is
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -262,14 +318,15 @@ class Rollout:
         size = len(self.memory.plan.block(block))
         return size, TIME_STRIDE * size if block else 1
 
-    def _steer(self, actions: Tensor) -> tuple[Controls, Tensor]:
-        """Walk on; return what the network is given, and c2w (b, t, 4, 4) of each latent's last frame."""
-        odometry = self._odometry or Odometry.origin(len(actions))
-        self._odometry, c2w = advance(odometry, actions)
-        device = self.memory.device
-        poses = pose_features(c2w).to(device)
-        last = TIME_STRIDE - 1 if c2w.shape[1] >= TIME_STRIDE else 0
-        return Controls(actions=actions.to(device), poses=poses), c2w[:, last::TIME_STRIDE]
+    def _steer(self, actions: Tensor | Walk) -> Walk:
+        """Walk on, unless that was done before."""
+        if isinstance(actions, Walk):
+            self._odometry = None
+            return actions
+        if self._odometry is None and self.memory.latents:
+            raise ValueError("The stream was walked before, up to here: walk the stretches after it as well.")
+        walked, self._odometry = walk(actions, odometry=self._odometry, device=self.memory.device)
+        return walked
 
     def _read(self, text: Tensor) -> Prompt:
         """Return the prompt as blocks read it, computed once as long as the same tensor comes in."""
@@ -292,3 +349,7 @@ class Rollout:
     def _encode(self, latents: Tensor, sigma: float, controls: Controls, text: Tensor) -> Fresh:
         """Return the keys and values of latents at their noise level."""
         return self._denoise(latents, sigma, controls, self._read(text), fresh=True)[1]
+
+
+def _frames(actions: Tensor | Walk) -> int:
+    return actions.frames if isinstance(actions, Walk) else actions.shape[1]

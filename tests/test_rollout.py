@@ -10,7 +10,7 @@ from relic.nn.memory import Compressed, Full, Memory, MemoryPlan, SinkWindow, Wi
 from relic.nn.text import WordTableConfig
 from relic.ops.actions import controls_of, integrate
 from relic.ops.flow import add_noise, x0_of
-from relic.rollout import FewSteps, KeyedNoise, Rollout
+from relic.rollout import DrawnNoise, FewSteps, KeyedNoise, Rollout, walk
 from relic.types import ClipSpec
 from tests.nn.streams import normal, part
 
@@ -246,6 +246,27 @@ def test_what_cannot_be_committed_again_is_refused():
     with pytest.raises(ValueError, match=r"Block 1 is 4 latents of 16 frames.*got 2 latents and 16 frames"):
         rollout.again(normal(2, 2, 2, 6, 10), actions(16), text=TEXT)
     assert rollout.memory.latents == 1
+
+
+@pytest.mark.parametrize(
+    "policy", [SHORT, Compressed(window=4, schedule=(1, 3, 2, 3), max_latents=9)], ids=["fixed", "by pose"]
+)
+def test_a_stream_that_was_walked_and_drawn_before_is_the_same(policy):
+    stepped = generate(rollout_of(policy=policy, context="last_step"), actions())
+    noise, like = KeyedNoise((11, 12)), stepped[:, :4]
+    steps = [[noise(block=i, step=step, like=like) for step in range(4)] for i in (1, 2, 3)]
+    rollout = rollout_of(policy=policy, context="last_step")
+    rollout.noise = DrawnNoise(torch.stack([torch.stack(block) for block in steps]))
+    walked, _ = walk(actions(), device="cpu")
+    true, rest = walked.cut(frames=1, latents=1)
+    rollout.prefill(IMAGE, true, text=TEXT)
+    again = []
+    while rest.frames:
+        stretch, rest = rest.cut(frames=16, latents=4)
+        again.append(rollout.step(stretch, text=TEXT).latents)
+    assert torch.equal(torch.cat([IMAGE, *again], dim=1), stepped)
+    with pytest.raises(ValueError, match="walked before, up to here: walk the stretches after it"):
+        rollout.step(actions()[:, 33:], text=TEXT)
 
 
 def test_an_endless_stream_runs_on_a_bounded_memory():

@@ -21,7 +21,6 @@ SETTINGS: Final = """
 window-type none
 audio-library-name null
 sync-video 0
-framebuffer-multisample 1
 notify-level-display error
 notify-level-egldisplay error
 notify-level-tinydisplay error

@@ -189,8 +189,16 @@ class RelicModule(LightningModule):
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
             self.manual_backward(loss)
 
-    def _step(self, optimizer: Any, parameters: Iterable[nn.Parameter], *, clip_norm: float | None) -> Tensor:
-        """Take a step with the gradients that the backward passes before it left, and clear them.
+    def _step(
+        self,
+        optimizer: Any,
+        parameters: Iterable[nn.Parameter],
+        *,
+        clip_norm: float | None,
+        in_place: bool = False,
+    ) -> Tensor:
+        """Take a step with the gradients that the backward passes before it left, and clear them: to zero if
+        `in_place`, else their memory is freed.
 
         Return the norm of the gradients, averaged over ranks, before they were clipped to `clip_norm`.
         """
@@ -203,7 +211,7 @@ class RelicModule(LightningModule):
         average_gradients(parameters)
         norm = clip_gradients(parameters, limit=clip_norm)
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not in_place)
         return norm
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +12,26 @@ from torch.distributed.device_mesh import DeviceMesh
 from relic.nn.checkpoints import WeightsSource, load_weights, read_header
 from relic.nn.denoiser import Denoiser
 from relic.nn.student import StudentConfig
-from relic.ops.actions import controls_of
 from relic.ops.flow import add_noise
 from relic.parallel import Compute, apply_compute, shard_network
-from relic.types import Batch
+from relic.rollout import Walk
 
-__all__ = ["build_score", "check_teacher", "score_velocity"]
+__all__ = ["Given", "build_score", "check_teacher", "score_velocity"]
+
+
+class Given(NamedTuple):
+    """What a turn computes with: tensors that were drawn and walked before, so that it never asks the host.
+
+    image: (b, 1, c, h, w) clean first latents; text: prompts; walk: of all frames; noise: (blocks, steps, b,
+    t, c, h, w) of the rollout; score_noise, score_sigma: (b, t, c, h, w) and (b, t), of scoring.
+    """
+
+    image: Tensor
+    text: Tensor
+    walk: Walk
+    noise: Tensor
+    score_noise: Tensor
+    score_sigma: Tensor
 
 
 def check_teacher(path: str, student: StudentConfig, *, rope_factor: float) -> None:
@@ -75,12 +89,13 @@ def build_score(
 
 
 def score_velocity(
-    net: Any, x0: Tensor, batch: Batch, *, noise: Tensor, sigma: Tensor, prompt: Literal["own", "none"]
+    net: Any, x0: Tensor, given: Given, *, prompt: Literal["own", "none"]
 ) -> tuple[Tensor, Tensor]:
-    """Return what a score is given, x0 (b, t, c, h, w) at noise levels sigma (b, t), and its velocity there.
+    """Return what a score is given, clips x0 (b, t, c, h, w) with noise, and its velocity there.
 
-    prompt: the batch's own, or `none` for guidance.
+    prompt: the clips' own, or `none` for guidance.
     """
-    xt = add_noise(x0, noise, sigma=sigma)
+    xt = add_noise(x0, given.score_noise, sigma=given.score_sigma)
     drop = None if prompt == "own" else torch.ones(len(x0), dtype=torch.bool, device=x0.device)
-    return xt, net(xt, sigma=sigma, text=batch.text, controls=controls_of(batch.actions), drop_text=drop)
+    velocity = net(xt, sigma=given.score_sigma, text=given.text, controls=given.walk.controls, drop_text=drop)
+    return xt, velocity

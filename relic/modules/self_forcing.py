@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from relic.modules.base import Frozen
-from relic.modules.scores import build_score, check_teacher, score_velocity
+from relic.modules.scores import Given, build_score, check_teacher, score_velocity
 from relic.modules.student import StudentModule
 from relic.nn.checkpoints import WeightsSource, file_sha256, read_header
 from relic.nn.denoiser import Denoiser
@@ -24,9 +24,9 @@ from relic.ops.dmd import ScoreLevels, channel_drift, dmd_gradient, mean_error, 
 from relic.ops.flow import guide, velocity_of, x0_of
 from relic.ops.losses import flow_matching_loss
 from relic.ops.randomness import derive_seed
-from relic.ops.retention import AnyPolicy, Compressed
-from relic.parallel import Compute, primed
-from relic.rollout import KeyedNoise, Trace
+from relic.ops.retention import AnyPolicy, Compressed, block_that_ends
+from relic.parallel import Compute, Recorder, primed
+from relic.rollout import DrawnNoise, KeyedNoise, Rollout, Trace, Walk, walk
 from relic.types import TIME_STRIDE, Batch, ClipSpec
 
 __all__ = ["SelfForcing", "Turns"]
@@ -93,6 +93,9 @@ class SelfForcing(StudentModule):
         compute: How the student's blocks are executed. Each block it generates has another length of memory,
             so compiling them rarely pays.
         score_compute: How the blocks of teacher and critic are executed.
+        cuda_graphs: Record what a turn computes as a CUDA graph, once, and replay it: for small networks,
+            whose passes take longer to launch than to run. For one GPU, and a policy that does not choose by
+            pose.
         init: The student to start from: of causal init, or of the horizon before.
         optimizer: The student's optimiser.
         critic_optimizer: The critic's.
@@ -125,6 +128,7 @@ class SelfForcing(StudentModule):
         clip_norm: float | None = 10.0,
         compute: Compute = Compute(),  # noqa: B008 - frozen
         score_compute: Compute = Compute(),  # noqa: B008 - frozen
+        cuda_graphs: bool = False,
         init: WeightsSource | None = None,
         optimizer: OptimizerCallable = student_adamw,
         critic_optimizer: OptimizerCallable = critic_adamw,
@@ -149,12 +153,19 @@ class SelfForcing(StudentModule):
                 raise ValueError(f"{name}={value} must be at least {least}.")
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"clip_norm={clip_norm} must be positive; null does not clip.")
+        if cuda_graphs and policy.repositions:
+            raise ValueError(
+                "cuda_graphs=true cannot record a memory that chooses by pose, on the host, what it keeps; "
+                "set policy.max_latents to null, or cuda_graphs to false."
+            )
         self.automatic_optimization = False  # two optimisers, and many backward passes in a step
         self.teacher, self.teacher_rope_factor = teacher, teacher_rope_factor
         self.exit_step, self.guidance, self.levels = exit_step, guidance, levels
         self.turns = Turns(ratio=critic_ratio, critic_first=critic_only_steps)
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.score_compute = score_compute
+        self.cuda_graphs = cuda_graphs
+        self.recorder: Recorder | None = None
         self.critic_optimizer_callable = critic_optimizer
         self.critic: nn.Module | None = None
         self.real: Frozen | None = None
@@ -169,8 +180,19 @@ class SelfForcing(StudentModule):
             if self.init is not None:
                 self._check_student(self.init.path)
             check_teacher(self.teacher.path, self.student, rope_factor=self.teacher_rope_factor)
+            self._check_device()
             own = file_sha256(self.teacher.path) if self.global_rank == 0 else None
             self.teacher_sha256 = self.trainer.strategy.broadcast(own)
+
+    def _check_device(self) -> None:
+        if self.cuda_graphs:
+            kind, count = self.trainer.strategy.root_device.type, self.trainer.world_size
+            if kind != "cuda" or count != 1:
+                raise ValueError(
+                    f"cuda_graphs=true records the work of one CUDA device; this run has {count} of type "
+                    f"{kind}. Set cuda_graphs to false."
+                )
+            self.recorder = Recorder()
 
     def _check_student(self, path: str) -> None:
         """Compare how the student in `init` generates with how this one will, which no weights tell."""
@@ -234,7 +256,38 @@ class SelfForcing(StudentModule):
                 f"({self.teacher_sha256}); put that file back, or begin a new run with init."
             )
 
-    # -- rollout ---------------------------------------------------------------------------------------------
+    # -- what a turn is given --------------------------------------------------------------------------------
+
+    def given(self, batch: Batch) -> Given:
+        """Return what a turn computes with: images, actions and prompts of a batch, and all of its noise.
+
+        Of what is generated, nothing but the first latent of the clip is used.
+        """
+        if not isinstance(batch, Batch):
+            raise ValueError("Self-forcing takes no plain video, which has no actions: unset data.plain.")
+        if batch.actions.shape[1] != self.clip.max_frames:
+            raise ValueError(
+                f"The batch has actions of {batch.actions.shape[1]} frames; this stage rolls out "
+                f"{self.clip.max_frames}, its teacher's horizon."
+            )
+        image = self.clean_latents(batch)[:, :1]
+        walked, _ = walk(batch.actions, device=image.device)
+        if self.recorder is not None:
+            walked = walked._replace(c2w=walked.c2w.to(image.device))
+        clip = image.expand(-1, walked.c2w.shape[1], -1, -1, -1)
+        sigma = self.levels(self.uniform(batch.key, "level"))[:, None].repeat(1, clip.shape[1])
+        sigma[:, 0] = 0.0  # one level a clip, and 0 for the image
+        return Given(
+            image=image, text=batch.text, walk=walked, noise=self._rollout_noise(batch.key, clip),
+            score_noise=self.normal(batch.key, "score", like=clip), score_sigma=sigma,
+        )  # fmt: skip
+
+    def _rollout_noise(self, key: Tensor, clip: Tensor) -> Tensor:
+        noise = KeyedNoise(tuple(key.tolist()), (self.seed, self.stage, "rollout"))
+        size, steps = self.clip.block_latents, range(self.student.sampler.steps)
+        blocks = range(1, 1 + block_that_ends(clip.shape[1], block_latents=size))
+        drawn = [noise(block=block, step=step, like=clip[:, :size]) for block in blocks for step in steps]
+        return torch.stack(drawn).unflatten(0, (len(blocks), len(steps)))
 
     def scored_step(self) -> int:
         """Return the step whose prediction is scored in this batch, the same on all ranks."""
@@ -243,80 +296,71 @@ class SelfForcing(StudentModule):
             return derive_seed(self.seed, self.stage, self.batch_index, "exit_step") % steps
         return steps - 1 if self.exit_step is None else self.exit_step
 
-    def image(self, batch: Batch) -> Tensor:
-        """Return the first latent (b, 1, c, h, w); of what is generated, nothing else of the clip is used."""
-        if not isinstance(batch, Batch):
-            raise ValueError("Self-forcing takes no plain video, which has no actions: unset data.plain.")
-        if batch.actions.shape[1] != self.clip.max_frames:
-            raise ValueError(
-                f"The batch has actions of {batch.actions.shape[1]} frames; this stage rolls out "
-                f"{self.clip.max_frames}, its teacher's horizon."
-            )
-        return self.clean_latents(batch)[:, :1]
+    # -- rollout ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def roll_out(self, batch: Batch, image: Tensor) -> tuple[Tensor, tuple[Trace, ...]]:
+    def roll_out(self, given: Given, *, exit_step: int) -> tuple[Tensor, tuple[Trace, ...]]:
         """Return the clips that are scored (b, t, c, h, w), and what is needed to compute them again."""
-        noise = KeyedNoise(tuple(batch.key.tolist()), (self.seed, self.stage, "rollout"))
-        rollout = self.rollout(self.trained, noise=noise, like=image, exit_step=self.scored_step())
-        rollout.prefill(image, batch.actions[:, :1], text=batch.text)
-        stretches = batch.actions[:, 1:].split(TIME_STRIDE * self.clip.block_latents, dim=1)
-        for _ in rollout(stretches, text=batch.text):
-            pass
-        return torch.cat([image, *(trace.x0 for trace in rollout.traces)], dim=1), rollout.traces
+        rollout, rest = self._begin(given, exit_step=exit_step)
+        while rest.frames:
+            stretch, rest = rest.cut(
+                frames=TIME_STRIDE * self.clip.block_latents, latents=self.clip.block_latents
+            )
+            rollout.step(stretch, text=given.text)
+        return torch.cat([given.image, *(trace.x0 for trace in rollout.traces)], dim=1), rollout.traces
 
-    def replay(self, batch: Batch, image: Tensor, traces: Sequence[Trace]) -> Iterator[tuple[slice, Tensor]]:
+    def replay(self, given: Given, traces: Sequence[Trace]) -> Iterator[tuple[slice, Tensor]]:
         """Yield, for each block, its place in the clip and its latents computed again, with gradients.
 
         Run the backward pass of a block before asking for the next: then only what the memory's policy keeps
         is held beside one block's graph.
         """
-        noise = KeyedNoise(tuple(batch.key.tolist()), (self.seed, self.stage, "rollout"))
-        rollout = self.rollout(self.trained, noise=noise, like=image)
-        rollout.prefill(image, batch.actions[:, :1], text=batch.text)
+        rollout, _ = self._begin(given)
         for trace, x0 in rollout.replay(traces):
             latents = self.plan.block(trace.block)
             yield slice(latents.start, latents.stop), x0
 
+    def _begin(self, given: Given, *, exit_step: int | None = None) -> tuple[Rollout, Walk]:
+        """Return a rollout that has seen the image, and the walk after it."""
+        noise = DrawnNoise(given.noise)
+        rollout = self.rollout(self.trained, noise=noise, like=given.image, exit_step=exit_step)
+        first, rest = given.walk.cut(frames=1, latents=1)
+        rollout.prefill(given.image, first, text=given.text)
+        return rollout, rest
+
     # -- scores ----------------------------------------------------------------------------------------------
 
-    def drawn(self, batch: Batch, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noise like x0, and noise levels (b, t): one a clip, and 0 for the image."""
-        sigma = self.levels(self.uniform(batch.key, "level"))[:, None].repeat(1, x0.shape[1])
-        sigma[:, 0] = 0.0
-        return self.normal(batch.key, "score", like=x0), sigma
-
-    def critic_loss(self, x0: Tensor, batch: Batch) -> Tensor:
+    def critic_loss(self, x0: Tensor, given: Given) -> Tensor:
         """Return the flow-matching loss of the critic on generated clips (b, t, c, h, w)."""
-        noise, sigma = self.drawn(batch, x0)
-        _, velocity = score_velocity(self.fake, x0, batch, noise=noise, sigma=sigma, prompt="own")
-        return flow_matching_loss(velocity, velocity_of(x0, noise), weight=(sigma > 0).float()).mean()
+        _, velocity = score_velocity(self.fake, x0, given, prompt="own")
+        return self._denoising_loss(x0, velocity, given)
+
+    def _denoising_loss(self, x0: Tensor, velocity: Tensor, given: Given) -> Tensor:
+        weight = (given.score_sigma > 0).float()
+        return flow_matching_loss(velocity, velocity_of(x0, given.score_noise), weight=weight).mean()
 
     @torch.no_grad()
-    def gradient(self, x0: Tensor, batch: Batch) -> Tensor:
-        """Return the gradient that the student follows in generated clips (b, t, c, h, w), and log it."""
-        noise, sigma = self.drawn(batch, x0)
+    def gradient(self, x0: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the gradient that the student follows in generated clips (b, t, c, h, w), and what to log of
+        it.
+        """
         assert self.real is not None
-        at: dict[str, Any] = {"noise": noise, "sigma": sigma}
-        xt, velocity = score_velocity(self.fake, x0, batch, **at, prompt="own")
+        sigma = given.score_sigma
+        xt, velocity = score_velocity(self.fake, x0, given, prompt="own")
         fake = x0_of(xt, velocity, sigma=sigma)
-        critic = flow_matching_loss(velocity, velocity_of(x0, noise), weight=(sigma > 0).float()).mean()
-        _, velocity = score_velocity(self.real.net, x0, batch, **at, prompt="own")
+        critic = self._denoising_loss(x0, velocity, given)
+        _, velocity = score_velocity(self.real.net, x0, given, prompt="own")
         if self.guidance != 1.0:
-            _, plain = score_velocity(self.real.net, x0, batch, **at, prompt="none")
+            _, plain = score_velocity(self.real.net, x0, given, prompt="none")
             velocity = guide(velocity, plain, scale=self.guidance)
         real = x0_of(xt, velocity, sigma=sigma)
         gradient = dmd_gradient(x0, fake=fake, real=real)
         loss = 0.5 * gradient[:, 1:].square().mean()  # of the squared form, as is common
-        self._log(
-            batch,
-            {
-                "train/loss_student": loss,
-                "train/loss_ratio": critic / loss,
-                "train/error_ratio": (mean_error(x0, fake) / mean_error(x0, real)).mean(),
-            },
-        )
-        return gradient
+        return gradient, {
+            "train/loss_student": loss,
+            "train/loss_ratio": critic / loss,
+            "train/error_ratio": (mean_error(x0, fake) / mean_error(x0, real)).mean(),
+        }
 
     # -- optimisation ----------------------------------------------------------------------------------------
 
@@ -326,30 +370,39 @@ class SelfForcing(StudentModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         turn = self.turns.of(self.trainer.global_step)
-        image = self.image(batch)
-        x0, traces = self.roll_out(batch, image)
-        self._log(batch, {"train/colour_drift": self.colour_drift(x0)})
-        if turn == "student":
-            pull = self.gradient(x0, batch) / (self.accumulate * x0[:, 1:].numel())
-            for at, again in self.replay(batch, image, traces):
-                self._backward(with_gradient(again, pull[:, at]))
-        else:
-            loss = self.critic_loss(x0, batch)
-            self._log(batch, {"train/loss_critic": loss.detach()})
-            self._backward(loss / self.accumulate)
+        run: Any = self.student_turn if turn == "student" else self.critic_turn
+        run = run if self.recorder is None else self.recorder.of(run)
+        self._log(batch, run(self.given(batch), exit_step=self.scored_step()))
         self._waiting += 1
         if self._waiting == self.accumulate:
             self._waiting = 0
             self._finish(turn, batch)
 
+    def student_turn(self, given: Given, *, exit_step: int) -> dict[str, Tensor]:
+        """Roll out, score, and leave the student's gradients; return what to log."""
+        x0, traces = self.roll_out(given, exit_step=exit_step)
+        pull, told = self.gradient(x0, given)
+        pull = pull / (self.accumulate * x0[:, 1:].numel())
+        for at, again in self.replay(given, traces):
+            self._backward(with_gradient(again, pull[:, at]))
+        return told | {"train/colour_drift": self.colour_drift(x0)}
+
+    def critic_turn(self, given: Given, *, exit_step: int) -> dict[str, Tensor]:
+        """Roll out, and leave the critic's gradients; return what to log."""
+        x0, _ = self.roll_out(given, exit_step=exit_step)
+        loss = self.critic_loss(x0, given)
+        self._backward(loss / self.accumulate)
+        return {"train/loss_critic": loss.detach(), "train/colour_drift": self.colour_drift(x0)}
+
     def _finish(self, turn: Literal["student", "critic"], batch: Batch) -> None:
         """Take the step that the waiting gradients are for."""
         optimizers: Any = self.optimizers()
+        settings: dict[str, Any] = {"clip_norm": self.clip_norm, "in_place": self.recorder is not None}
         if turn == "student":
-            norm = self._step(optimizers[0], self.trained.parameters(), clip_norm=self.clip_norm)
+            norm = self._step(optimizers[0], self.trained.parameters(), **settings)
             self.update_ema()
         else:
-            norm = self._step(optimizers[1], self.fake.parameters(), clip_norm=self.clip_norm)
+            norm = self._step(optimizers[1], self.fake.parameters(), **settings)
         steps = self.trainer.global_step
         self._log(
             batch,

@@ -19,8 +19,7 @@ from relic.nn.context import KV, Context, Fresh, LayerContext, Prompt
 from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
 from relic.nn.norms import LayerNorm, RMSNorm, modulate
 from relic.ops.flow import timestep_of
-from relic.ops.pooling import cell_positions
-from relic.ops.rope import apply_rope, rope_table
+from relic.ops.rope import apply_rope, grid_table
 from relic.types import PATCH, Controls
 
 __all__ = ["DiT", "DiTConfig"]
@@ -314,10 +313,10 @@ class DiT(nn.Module):
         times = range(start, start + latents.shape[1]) if memory is None else memory.times
         if len(times) != latents.shape[1]:
             raise ValueError(f"The pass holds {latents.shape[1]} latents; the memory expects {times}.")
-        positions = cell_positions(times, rows, columns).to(latents.device)
-        rope = rope_table(positions, head_width=self.config.head_width, factor=self.config.rope_factor).to(
-            torch.promote_types(x.dtype, torch.float32)
-        )
+        rope = grid_table(
+            times, rows, columns, head_width=self.config.head_width, factor=self.config.rope_factor,
+            dtype=torch.promote_types(x.dtype, torch.float32), device=x.device,
+        )  # fmt: skip
         prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
         states = None
         if controls is not None and self.control is not None:

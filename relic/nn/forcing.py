@@ -20,9 +20,8 @@ from relic.nn.attention import attend
 from relic.nn.context import KV, Context, Fresh, Pool
 from relic.nn.memory import MeanPool, MemoryPlan
 from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
-from relic.ops.pooling import cell_positions
 from relic.ops.retention import block_that_ends
-from relic.ops.rope import apply_rope, rope_table
+from relic.ops.rope import apply_rope, grid_table
 from relic.types import TIME_STRIDE, Controls
 
 __all__ = ["PackedContext", "forced_velocity"]
@@ -110,9 +109,10 @@ class PackedContext(Context):
         self._tables = {}
         for factor, places in self.pooled.items():
             times = [packing.times[place] for place in places]
-            positions = cell_positions(times, plan.rows, plan.columns, factor=factor)
-            table = rope_table(positions, head_width=plan.head_width, factor=plan.rope_factor)
-            self._tables[factor] = table.to(device)
+            self._tables[factor] = grid_table(
+                times, plan.rows, plan.columns, head_width=plan.head_width, factor=plan.rope_factor,
+                cells=factor, device=device,
+            )  # fmt: skip
 
     @property
     def times(self) -> tuple[int, ...]:
@@ -165,6 +165,7 @@ class PackedLayer:
     context: PackedContext
     index: int
 
+    @torch.compiler.disable  # clips differ in their blocks; what is round it is compiled once
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, None]:
         context, tokens = self.context, self.context.plan.tokens_per_latent
         forms = context._pool(self.index, k, v)

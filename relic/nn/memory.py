@@ -23,7 +23,7 @@ from relic.nn.memory_plan import MemoryPlan
 from relic.ops.covisibility import frustum_overlap
 from relic.ops.pooling import cell_positions, pool_cells
 from relic.ops.retention import Compressed, Full, Policy, SinkWindow, Window, admit
-from relic.ops.rope import apply_rope, rope_table
+from relic.ops.rope import apply_rope, grid_table, rope_table
 
 __all__ = [
     "Compressed",
@@ -153,8 +153,10 @@ class Memory:
     def _table_of_kept(self) -> Tensor:
         """Return the rotary table (b, 1, n, d/2, 2) of the valid keys at their places as re-mapped."""
         if self._table is None:
-            tables = [self._table_of(self._positions(kept)) for kept in self._kept]
-            self._table = torch.stack(tables)[:, None]
+            positions = torch.stack([self._positions(kept) for kept in self._kept])
+            plan, dtype = self.plan, torch.promote_types(self.dtype, torch.float32)
+            table = rope_table(positions.flatten(0, 1), head_width=plan.head_width, factor=plan.rope_factor)
+            self._table = table.to(self.device, dtype).unflatten(0, (len(positions), 1, -1))
         return self._table
 
     def _positions(self, kept: tuple[int, ...]) -> Tensor:
@@ -168,9 +170,12 @@ class Memory:
         ]
         return torch.cat(grids)
 
-    def _table_of(self, positions: Tensor) -> Tensor:
-        table = rope_table(positions, head_width=self.plan.head_width, factor=self.plan.rope_factor)
-        return table.to(self.device, torch.promote_types(self.dtype, torch.float32))
+    def _table_of(self, latents: list[int], factor: int) -> Tensor:
+        plan, dtype = self.plan, torch.promote_types(self.dtype, torch.float32)
+        return grid_table(
+            latents, plan.rows, plan.columns, head_width=plan.head_width, factor=plan.rope_factor,
+            cells=factor, dtype=dtype, device=self.device,
+        )  # fmt: skip
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -310,8 +315,7 @@ class Memory:
         plan, tables = self.plan, dict[int, Tensor | None]()
         for factor in sorted({1, *map(plan.policy.factor, latents)} - {0}):
             members = self._members(latents, factor)
-            positions = cell_positions(members, plan.rows, plan.columns, factor=factor)
-            tables[factor] = None if plan.policy.repositions else self._table_of(positions)
+            tables[factor] = None if plan.policy.repositions else self._table_of(members, factor)
         return tables
 
     def _forms(self, layer: int, kv: KV, latents: range, tables: dict[int, Tensor | None]) -> dict[int, KV]:
@@ -360,6 +364,7 @@ class MemoryLayer:
     view: MemoryView
     index: int
 
+    @torch.compiler.disable  # lengths differ from block to block; what is round it is compiled once
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
         keys, values = self.read(k, v, rope=rope)
         out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)

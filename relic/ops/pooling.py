@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-__all__ = ["cell_counts", "cell_grid", "cell_positions", "pool_cells"]
+__all__ = ["cell_counts", "cell_grid", "cell_middles", "cell_positions", "pool_cells"]
 
 
 def cell_grid(rows: int, columns: int, *, factor: int) -> tuple[int, int]:
@@ -31,12 +31,12 @@ def cell_grid(rows: int, columns: int, *, factor: int) -> tuple[int, int]:
     return math.ceil(rows / factor), math.ceil(columns / factor)
 
 
-def cell_counts(rows: int, columns: int, *, factor: int) -> Tensor:
+def cell_counts(rows: int, columns: int, *, factor: int, device: torch.device | str | None = None) -> Tensor:
     """Return how many tokens each cell holds, (rows of cells, columns of cells) float64."""
     high, wide = cell_grid(rows, columns, factor=factor)
 
     def held(size: int, cells: int) -> Tensor:
-        return (size - factor * torch.arange(cells, dtype=torch.float64)).clamp(max=factor)
+        return (size - factor * torch.arange(cells, dtype=torch.float64, device=device)).clamp(max=factor)
 
     return held(rows, high)[:, None] * held(columns, wide)
 
@@ -48,10 +48,19 @@ def pool_cells(x: Tensor, *, factor: int) -> Tensor:
     rows, columns = x.shape[-3:-1]
     high, wide = cell_grid(rows, columns, factor=factor)
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if not (rows % factor or columns % factor):
+        cells = rearrange(x, "... (h p) (w q) d -> ... h w (p q) d", p=factor, q=factor)
+        return cells.mean(-2, dtype=dtype).to(x.dtype)
     padded = F.pad(x.to(dtype), (0, 0, 0, wide * factor - columns, 0, high * factor - rows))
     total = rearrange(padded, "... (h p) (w q) d -> ... h w (p q) d", p=factor, q=factor).sum(-2)
-    counts = cell_counts(rows, columns, factor=factor).to(x.device, dtype)
+    counts = cell_counts(rows, columns, factor=factor, device=x.device).to(dtype)
     return (total / counts[..., None]).to(x.dtype)
+
+
+def cell_middles(size: int, *, factor: int) -> tuple[float, ...]:
+    """Return the mean place of the tokens of each cell along a side of `size` tokens."""
+    starts = range(0, size, factor)
+    return tuple((start + min(start + factor, size) - 1) / 2 for start in starts)
 
 
 def cell_positions(times: Sequence[int], rows: int, columns: int, *, factor: int = 1) -> Tensor:
@@ -59,12 +68,7 @@ def cell_positions(times: Sequence[int], rows: int, columns: int, *, factor: int
 
     float64. Factor 1 gives the positions of the tokens themselves.
     """
-
-    def middles(size: int, cells: int) -> Tensor:
-        first = factor * torch.arange(cells, dtype=torch.float64)
-        return (first + (first + factor - 1).clamp(max=size - 1)) / 2
-
-    high, wide = cell_grid(rows, columns, factor=factor)
-    at = torch.tensor(list(times), dtype=torch.float64)
-    axes = torch.meshgrid(at, middles(rows, high), middles(columns, wide), indexing="ij")
+    cell_grid(rows, columns, factor=factor)
+    sides = tuple(times), cell_middles(rows, factor=factor), cell_middles(columns, factor=factor)
+    axes = torch.meshgrid(*(torch.tensor(side, dtype=torch.float64) for side in sides), indexing="ij")
     return rearrange(torch.stack(axes, dim=-1), "t h w a -> (t h w) a")

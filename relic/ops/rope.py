@@ -8,11 +8,15 @@ built in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rope", "axis_widths", "rope_table", "yarn_frequencies"]
+from relic.ops.pooling import cell_grid, cell_middles
+
+__all__ = ["apply_rope", "axis_widths", "grid_table", "rope_table", "yarn_frequencies"]
 
 BASE = 10_000.0
 TRAINED_LATENTS = 21  # the horizon Wan2.1 was trained at
@@ -60,6 +64,45 @@ def rope_table(positions: Tensor, *, head_width: int, factor: float = 1.0) -> Te
     ]
     angle = torch.cat(angles, dim=-1)
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def grid_table(
+    times: Sequence[int],
+    rows: int,
+    columns: int,
+    *,
+    head_width: int,
+    factor: float = 1.0,
+    cells: int = 1,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the table (n, d/2, 2) of all tokens of latents at `times`, or of their cells of `cells` a side.
+
+    The same numbers as `rope_table` of `cell_positions`. The tables of the three axes wait on the device, so
+    that a pass copies nothing to it.
+    """
+    cell_grid(rows, columns, factor=cells)
+    sides = tuple(times), cell_middles(rows, factor=cells), cell_middles(columns, factor=cells)
+    sizes, parts = [len(side) for side in sides], []
+    for axis, (side, width) in enumerate(zip(sides, axis_widths(head_width), strict=True)):
+        yarn = factor if axis == 0 else 1.0
+        part = _axis_table(side, width, factor=yarn, dtype=dtype, device=torch.device(device))
+        place = [1, 1, 1]
+        place[axis] = sizes[axis]
+        parts.append(part.view(*place, width // 2, 2).expand(*sizes, -1, -1))
+    return torch.cat(parts, dim=3).flatten(0, 2)
+
+
+@lru_cache(maxsize=512)
+def _axis_table(
+    places: tuple[float, ...], width: int, *, factor: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the table (n, width/2, 2) of one axis."""
+    with torch.inference_mode(False), torch.no_grad():  # it may be first wanted by a sample, then by a fit
+        at = torch.tensor(places, dtype=torch.float64)[:, None]
+        angle = at * yarn_frequencies(width, factor=factor)
+        return torch.stack([angle.cos(), angle.sin()], dim=-1).to(device, dtype)
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:

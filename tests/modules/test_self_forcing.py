@@ -1,9 +1,12 @@
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from relic.modules import SelfForcing
 from relic.modules.self_forcing import Turns
@@ -88,10 +91,12 @@ def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(files,
     module = built(files, policy=policy, clip=LONG, exit_step=exit_step)
     net, data = module.trained.double(), batch([0, 1], clip=LONG)
     data = data._replace(actions=data.actions.double())
-    image = module.image(data).double()
-    x0, traces = module.roll_out(data, image)
+    given = module.given(data)
+    given = given._replace(image=given.image.double(), noise=given.noise.double())
+    image = given.image
+    x0, traces = module.roll_out(given, exit_step=module.scored_step())
     pull = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for at, again in module.replay(data, image, traces):
+    for at, again in module.replay(given, traces):
         torch.testing.assert_close(again, x0[:, at], rtol=0, atol=1e-12)
         with_gradient(again, pull[:, at]).backward()
     replayed = {name: p.grad.clone() for name, p in net.named_parameters()}
@@ -105,11 +110,10 @@ def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(files,
 
 def test_no_gradient_passes_from_a_block_to_an_earlier_one(files):
     module = built(files, clip=LONG)
-    data = batch([0], clip=LONG)
-    image = module.image(data)
-    _, traces = module.roll_out(data, image)
+    given = module.given(batch([0], clip=LONG))
+    _, traces = module.roll_out(given, exit_step=1)
     traces = tuple(t._replace(xt=t.xt.requires_grad_(), context=t.context.requires_grad_()) for t in traces)
-    for number, (_, again) in enumerate(module.replay(data, image, traces)):
+    for number, (_, again) in enumerate(module.replay(given, traces)):
         inputs = [x for t in traces for x in (t.xt, t.context)]
         grads = torch.autograd.grad(again.sum(), inputs, allow_unused=True)
         reached = [i for i, g in enumerate(grads) if g is not None and g.any()]
@@ -120,10 +124,11 @@ def test_changed_actions_leave_the_gradients_of_earlier_blocks_bit_identical(fil
     module, data = built(files, clip=LONG), batch([0], clip=LONG)
     changed = data._replace(actions=data.actions.clone())
     changed.actions[:, 17:25] += 1.0  # of the third block
-    image, grads = module.image(data), []
+    grads = []
     for steer in (data, changed):
-        _, traces = module.roll_out(steer, image)
-        parts = module.replay(steer, image, traces)
+        given = module.given(steer)
+        _, traces = module.roll_out(given, exit_step=1)
+        parts = module.replay(given, traces)
         net = list(module.trained.dit.blocks.parameters())
         grads.append([torch.autograd.grad(x.sum(), net) for _, x in parts])
     same = [all(torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in zip(*grads, strict=True)]
@@ -136,11 +141,11 @@ def test_under_autocast_the_replay_still_has_gradients(files):
     for half in (False, True):
         module.trained.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            image = module.image(data)
-            memory = module.rollout(module.trained, noise=KeyedNoise((0, 1)), like=image).memory
+            given = module.given(data)
+            memory = module.rollout(module.trained, noise=KeyedNoise((0, 1)), like=given.image).memory
             assert memory.dtype == (torch.bfloat16 if half else torch.float32)
-            _, traces = module.roll_out(data, image)
-            for _, again in module.replay(data, image, traces):
+            _, traces = module.roll_out(given, exit_step=1)
+            for _, again in module.replay(given, traces):
                 again.float().sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in module.trained.parameters()]))
     assert torch.cosine_similarity(*grads, dim=0) > 0.99
@@ -150,9 +155,9 @@ def test_checkpointed_blocks_replay_to_the_same_gradient(files):
     grads, data = [], batch([0, 1])
     for keep in ("all", "inputs"):
         module = built(files, compute=Compute(keep=keep))
-        image = module.image(data)
-        _, traces = module.roll_out(data, image)
-        for _, again in module.replay(data, image, traces):
+        given = module.given(data)
+        _, traces = module.roll_out(given, exit_step=1)
+        for _, again in module.replay(given, traces):
             again.sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in module.trained.parameters()]))
     torch.testing.assert_close(*grads)
@@ -163,62 +168,63 @@ def test_checkpointed_blocks_replay_to_the_same_gradient(files):
 
 def test_critic_and_teacher_start_equal_so_without_guidance_nothing_pulls(files):
     data, generated = batch([0, 1]), batch([2, 3]).latents
-    assert not built(files, guidance=1.0).gradient(generated, data).any()
-    assert built(files, guidance=4.0).gradient(generated, data)[:, 1:].any()
+    plain, guided = built(files, guidance=1.0), built(files, guidance=4.0)
+    assert not plain.gradient(generated, plain.given(data))[0].any()
+    assert guided.gradient(generated, guided.given(data))[0][:, 1:].any()
 
 
 def test_a_small_step_moves_clips_from_what_the_critic_sees_towards_what_the_teacher_would_have(files):
-    module, data = built(files), batch([0, 1])
-    image = module.image(data)
-    x0, traces = module.roll_out(data, image)
-    pull = module.gradient(x0, data)
-    for at, again in module.replay(data, image, traces):
+    module = built(files)
+    given = module.given(batch([0, 1]))
+    x0, traces = module.roll_out(given, exit_step=1)
+    pull, _ = module.gradient(x0, given)
+    for at, again in module.replay(given, traces):
         with_gradient(again, pull[:, at]).backward()
     with torch.no_grad():
         for parameter in module.trained.parameters():
             parameter -= 1e-6 * parameter.grad
-    moved, _ = module.roll_out(data, image)
+    moved, _ = module.roll_out(given, exit_step=1)
     assert float(((moved - x0) * pull).sum()) < 0
 
 
 def test_all_networks_see_the_image_clean_and_no_loss_counts_it(files):
-    module, data, seen = built(files), batch([0, 1]), []
+    module, seen = built(files), []
+    given = module.given(batch([0, 1]))
+    image = given.image
 
-    def note(net, given, named):
-        seen.append((given[0][:, :1], named["sigma"]))
+    def note(net, arguments, named):
+        seen.append((arguments[0][:, :1], named["sigma"]))
 
     for net in (module.fake, module.real.net, module.trained):
         net.register_forward_pre_hook(note, with_kwargs=True)
-    image = module.image(data)
-    x0, _ = module.roll_out(data, image)
+    x0, _ = module.roll_out(given, exit_step=1)
     assert torch.equal(seen[0][0], image) and not seen[0][1].any()  # the student is told the image alone
     seen.clear()
-    module.gradient(x0, data)
-    module.critic_loss(x0, data)
+    module.gradient(x0, given)
+    module.critic_loss(x0, given)
     assert len(seen) == 4
     for first, sigma in seen:
         assert torch.equal(first, image) and not sigma[:, 0].any()
         assert (sigma[:, 1:] == sigma[:, 1:2]).all() and sigma[:, 1:].min() >= 0.02
-    assert not module.gradient(x0, data)[:, 0].any()
+    assert not module.gradient(x0, given)[0][:, 0].any()
 
 
 def test_the_critics_loss_leaves_the_image_out(files):
-    module, data = built(files), batch([0, 1])
-    x0, _ = module.roll_out(data, module.image(data))
-    noise, _ = module.drawn(data, x0)
+    module = built(files)
+    given = module.given(batch([0, 1]))
+    x0, _ = module.roll_out(given, exit_step=1)
     with torch.no_grad():
         for parameter in module.fake.parameters():
             parameter.zero_()  # velocity 0
-    expected = (noise - x0)[:, 1:].square().mean()
-    torch.testing.assert_close(module.critic_loss(x0, data), expected)
+    expected = (given.score_noise - x0)[:, 1:].square().mean()
+    torch.testing.assert_close(module.critic_loss(x0, given), expected)
 
 
 def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
     data = batch([0, 1])
     last, first = built(files), built(files, exit_step=0)
-    image = last.image(data)
     for module, step in ((last, 1), (first, 0)):
-        x0, traces = module.roll_out(data, image)
+        x0, traces = module.roll_out(module.given(data), exit_step=module.scored_step())
         assert all(t.sigma == module.student.sampler.levels[step] for t in traces)
         assert torch.equal(x0[:, 1:], torch.cat([t.x0 for t in traces], 1))
     drawn = built(files, exit_step="random")
@@ -227,6 +233,67 @@ def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
         monkeypatch.setattr(SelfForcing, "batch_index", index)
         steps.add(drawn.scored_step())
     assert steps == {0, 1}
+
+
+# -- recording -----------------------------------------------------------------------------------------------
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Fails where a tensor of the host meets one of the device, which no recording could repeat."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        hosted = [x for x in tensors if x.device.type != "meta" and x.ndim]
+        assert not hosted or len(hosted) == len(tensors), f"{func} takes {len(hosted)} tensors from the host"
+        return out
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+@pytest.mark.parametrize("grid", [(32, 48), (48, 80)], ids=["whole cells", "ragged cells"])
+def test_a_turn_asks_nothing_of_the_host(files, monkeypatch, context, grid):
+    """On the meta device, where a value that is asked for is an error."""
+    clip = dataclasses.replace(LONG, height=grid[0], width=grid[1])
+    sampler = FewSteps(steps=2, context=context)
+    module = built(files, clip=clip, guidance=4.0, sampler=sampler)
+    given = module.given(batch([0, 1], clip=clip))
+    given = tree_map(lambda x: x.to("meta"), given)
+    for owner in (module, module.real):
+        owner.to("meta")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # not known on the meta device
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    monkeypatch.setattr(module, "_backward", lambda loss: loss.backward())
+    for turn in (module.student_turn, module.critic_turn):
+        turn(given, exit_step=1)  # tables of positions are made once
+        with NothingFromTheHost():
+            told = turn(given, exit_step=1)
+        assert all(x.device.type == "meta" and not x.ndim for x in told.values())
+    assert all(p.grad is not None for p in (*module.trained.parameters(), *module.fake.parameters()))
+
+
+def test_recording_is_for_one_cuda_device_and_a_memory_that_plans_ahead(files, tmp_path):
+    with pytest.raises(ValueError, match=r"one CUDA device; this run has 1 of type cpu\. Set cuda_graphs to"):
+        trainer(tmp_path).fit(self_forcing(files, cuda_graphs=True), Rollouts())
+    policy = Compressed(window=2, schedule=(1, 2), max_latents=5)
+    with pytest.raises(ValueError, match=r"set policy\.max_latents to null, or cuda_graphs to false"):
+        self_forcing(files, cuda_graphs=True, policy=policy)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("exit_step", [None, "random"])
+def test_recorded_turns_train_as_others_do(files, tmp_path, exit_step):
+    modules, logs = [], []
+    for graphs in (False, True):
+        record = Record()
+        module = self_forcing(files, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0)
+        trainer(tmp_path / str(graphs), max_steps=20, accelerator="gpu", callbacks=[record]).fit(
+            module, Rollouts(batches=20)
+        )
+        modules.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
+        logs.append(record.logged)
+    torch.testing.assert_close(*modules, atol=1e-4, rtol=1e-3)
+    for plain, recorded in zip(*logs, strict=True):
+        assert recorded == pytest.approx(plain, rel=1e-2, abs=1e-4)
 
 
 # -- turns ---------------------------------------------------------------------------------------------------
@@ -434,9 +501,9 @@ def test_settings_that_cannot_work_are_refused(files, changes, message):
 
 def test_a_batch_of_another_horizon_or_of_plain_video_is_refused(files):
     with pytest.raises(ValueError, match=r"takes no plain video.*unset data\.plain"):
-        built(files).image(Mixed(steered=batch([0]), plain=batch([1])))
+        built(files).given(Mixed(steered=batch([0]), plain=batch([1])))
     with pytest.raises(ValueError, match="actions of 33 frames; this stage rolls out 17"):
-        built(files).image(batch([0], clip=LONG))
+        built(files).given(batch([0], clip=LONG))
 
 
 def test_gradients_that_are_scaled_are_refused(files, tmp_path, monkeypatch):

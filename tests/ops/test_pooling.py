@@ -14,6 +14,12 @@ def test_cells_at_the_edge_average_the_tokens_they_hold():
     assert cell_counts(3, 5, factor=2).tolist() == [[4, 4, 2], [2, 2, 1]]
 
 
+def test_whole_cells_are_averaged_as_ragged_ones_are():
+    x = torch.randn(2, 4, 6, 3, dtype=torch.float64)
+    ragged = torch.cat([x, torch.zeros(2, 1, 6, 3)], dim=1)  # a row of cells more
+    torch.testing.assert_close(pool_cells(x, factor=2), pool_cells(ragged, factor=2)[:, :2])
+
+
 def test_factor_one_changes_nothing():
     x = torch.randn(2, 3, 5, 4)
     assert torch.equal(pool_cells(x, factor=1), x)

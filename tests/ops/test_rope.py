@@ -1,11 +1,12 @@
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relic.ops.pooling import cell_positions
-from relic.ops.rope import apply_rope, axis_widths, rope_table, yarn_frequencies
+from relic.ops.rope import apply_rope, axis_widths, grid_table, rope_table, yarn_frequencies
 
 
 def test_a_head_of_128_splits_into_44_42_42():
@@ -49,3 +50,20 @@ def test_fractional_positions_lie_between_their_neighbours():
     table = rope_table(torch.tensor([[0.0, 0.5, 0.0]]), head_width=24)
     time, rows, _ = (w // 2 for w in axis_widths(24))
     assert math.isclose(table[0, time, 0], math.cos(0.5)) and rows > 0
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3])
+def test_the_table_of_a_grid_is_that_of_its_positions(cells):
+    times, sizes = (0, 3, 4), {"head_width": 48, "factor": 81 / 21}
+    expected = rope_table(cell_positions(times, 5, 7, factor=cells), **sizes)
+    assert torch.equal(grid_table(times, 5, 7, cells=cells, **sizes), expected)
+    rounded = grid_table(times, 5, 7, cells=cells, dtype=torch.float32, **sizes)
+    assert torch.equal(rounded, expected.float())
+
+
+def test_a_table_first_wanted_by_a_sample_can_be_trained_with():
+    with torch.inference_mode():
+        grid_table((911,), 2, 2, head_width=24)
+    x = torch.ones(1, 1, 4, 24, dtype=torch.float64, requires_grad=True)
+    apply_rope(x, grid_table((911,), 2, 2, head_width=24)).sum().backward()
+    assert x.grad is not None

@@ -1,0 +1,99 @@
+"""A step of causal initialisation with hybrid forcing, by blocks: time and model FLOPs utilisation.
+
+The real loss, forward and backward, of `CausalInit`, bf16 autocast over float32 master weights, without the
+optimiser; weights and trajectories are random. Its network is called as it is, and with compiled blocks, in
+which case what compiling took is printed too: the blocks' lengths differ, so several shapes are compiled.
+
+    python benchmarks/hybrid.py --net tiny --size 128 256 --batch 16 --blocks 1 5 10 15 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from machine import describe_machine
+from step import NETS, PEAK, now
+from torch.utils.flop_counter import FlopCounterMode
+
+from relic.modules import CausalInit
+from relic.parallel import Compute
+from relic.types import TIME_STRIDE, Batch, ClipSpec
+
+
+def batch_of(module: CausalInit, *, samples: int, device: torch.device) -> Batch:
+    """Return random trajectories of the longest horizon."""
+    config, clip = module.net_config, module.clip
+    latents = 1 + (clip.max_frames - 1) // TIME_STRIDE
+    size = (samples, module.student.sampler.steps + 1, latents, config.latent_channels)
+    grid = clip.latent_height, clip.latent_width
+    actions = torch.rand(samples, clip.max_frames, 13, device=device) / 20
+    text = torch.randn(samples, config.text_length, config.text_width, device=device)
+    return Batch(
+        latents=None, trajectory=torch.randn(*size, *grid, device=device), video=None, actions=actions,
+        text=text, d_bar=torch.ones(samples, dtype=torch.float64), key=torch.arange(samples),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--net", choices=list(NETS), default="tiny")
+    parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
+    parser.add_argument("--frames", type=int, default=321)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 5, 10, 15, 20])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="all")
+    args = parser.parse_args()
+    print(describe_machine())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = device.type == "cuda"
+    clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
+    net = NETS[args.net](rope_factor=max(1.0, (1 + (args.frames - 1) // TIME_STRIDE) / 21))
+    residual: Any = "bfloat16" if gpu else "float32"
+    flops: dict[int, float] = {}
+    for way in ("eager", "compiled"):
+        compute = Compute(keep=args.keep, residual=residual, compile_blocks=way == "compiled")
+        module = CausalInit(net=net, clip=clip, compute=compute, ema_decay=None)
+        with torch.device(device):
+            module.configure_model()
+        module.to(device)
+        batch = batch_of(module, samples=args.batch, device=device)
+        steps = torch.randint(module.student.sampler.steps, (args.batch, 20), device=device)
+
+        def step(
+            blocks: int, module: CausalInit = module, batch: Batch = batch, steps: torch.Tensor = steps
+        ) -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+                loss = module.regression_loss(module.trained, batch, blocks=blocks, steps=steps).mean()
+            loss.backward()
+            module.zero_grad()
+
+        for blocks in args.blocks:
+            start = now()
+            if way == "eager" and args.keep == "all":
+                with FlopCounterMode(display=False) as counter:
+                    step(blocks)
+                flops[blocks] = float(counter.get_total_flops())
+            else:
+                step(blocks)
+            first = now() - start
+            times = []
+            for _ in range(args.rounds):
+                start = time.perf_counter()
+                step(blocks)
+                times.append(now() - start)
+            seconds = sorted(times)[len(times) // 2]
+            used = f", MFU {flops[blocks] / seconds / PEAK:.1%}" if gpu and blocks in flops else ""
+            print(
+                f"{blocks:>3} blocks, {way:<9} {1000 * seconds:8.1f} ms{used} (first {first:.1f} s)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
