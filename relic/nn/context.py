@@ -30,7 +30,7 @@ class LayerContext(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
         """Return what the queries read, (b, k, n, d), and the fresh keys and values if they are asked for.
 
-        q, k, v: (b, k, n, d), q and k after QK-norm and before RoPE; rope: (n, d/2, 2) of these tokens.
+        q, k, v: (b, k, n, d), q and k after QK-norm and before RoPE; rope: (n, 2, d) of these tokens.
         """
 
 

@@ -117,7 +117,7 @@ class SelfAttention(Attention):
         to_k: Tensor | None,
         memory: LayerContext | None = None,
     ) -> tuple[Tensor, KV | None]:
-        """x: (b, t, s, d); rope: (t·s, head/2, 2); to_q, to_k: (b, t, d) pose embeddings, or None.
+        """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: (b, t, d) pose embeddings, or None.
 
         Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks
         for.

@@ -126,10 +126,12 @@ class PackedContext(Context):
         so, (b, k, n, d) in the order of `pooled`.
         """
         split = "b k (t h w) d -> b k t h w d"
-        grid = KV(*(rearrange(x, split, h=self.plan.rows, w=self.plan.columns) for x in (k, v)))
+        # latents one by one: an index would come from the host, and its backward pass adds up what is sorted
+        grid = [rearrange(x, split, h=self.plan.rows, w=self.plan.columns).unbind(2) for x in (k, v)]
         forms = {}
         for factor, places in self.pooled.items():
-            cells = self.pool(KV(grid.k[:, :, places], grid.v[:, :, places]), factor=factor, layer=layer)
+            chosen = (torch.stack([latents[place] for place in places], dim=2) for latents in grid)
+            cells = self.pool(KV(*chosen), factor=factor, layer=layer)
             keys, values = (rearrange(x, "b k t h w d -> b k (t h w) d") for x in cells)
             forms[factor] = KV(apply_rope(keys, self._tables[factor]), values)
         return forms

@@ -151,7 +151,7 @@ class Memory:
         return stored[:, :, :end]
 
     def _table_of_kept(self) -> Tensor:
-        """Return the rotary table (b, 1, n, d/2, 2) of the valid keys at their places as re-mapped."""
+        """Return the rotary table (b, 1, n, 2, d) of the valid keys at their places as re-mapped."""
         if self._table is None:
             positions = torch.stack([self._positions(kept) for kept in self._kept])
             plan, dtype = self.plan, torch.promote_types(self.dtype, torch.float32)
@@ -329,8 +329,10 @@ class Memory:
     def _pooled(self, layer: int, kv: KV, latents: range, factor: int) -> KV:
         chosen = [i - latents.start for i in self._members(latents, factor)]
         split = "b k (t h w) d -> b k t h w d"
-        grid = (rearrange(x, split, h=self.plan.rows, w=self.plan.columns)[:, :, chosen] for x in kv)
-        cells = self.pool(KV(*grid), factor=factor, layer=layer)
+        grid = (rearrange(x, split, h=self.plan.rows, w=self.plan.columns) for x in kv)
+        # not x[:, :, chosen], which would bring the numbers from the host
+        of_factor = (torch.stack([x[:, :, i] for i in chosen], dim=2) for x in grid)
+        cells = self.pool(KV(*of_factor), factor=factor, layer=layer)
         return KV(*(rearrange(x, "b k t h w d -> b k (t h w) d") for x in cells))
 
 

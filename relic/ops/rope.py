@@ -52,18 +52,16 @@ def yarn_frequencies(width: int, *, factor: float = 1.0) -> Tensor:
 
 
 def rope_table(positions: Tensor, *, head_width: int, factor: float = 1.0) -> Tensor:
-    """Return the table (n, d/2, 2) of cos and sin, float64, for positions (n, 3), integer or fractional.
+    """Return the table (n, 2, d) of positions (n, 3), integer or fractional: cos of each channel, and its
+    sin, negative in even channels, float64.
 
     Fractional positions are for pooled keys, which sit at the mean position of their cell.
     """
-    widths = axis_widths(head_width)
-    angles = [
-        positions[:, axis, None].double()
-        * yarn_frequencies(width, factor=factor if axis == 0 else 1.0).to(positions.device)
-        for axis, width in enumerate(widths)
+    tables = [
+        _turned(positions[:, axis], width, factor=factor if axis == 0 else 1.0)
+        for axis, width in enumerate(axis_widths(head_width))
     ]
-    angle = torch.cat(angles, dim=-1)
-    return torch.stack([angle.cos(), angle.sin()], dim=-1)
+    return torch.cat(tables, dim=-1)
 
 
 def grid_table(
@@ -77,7 +75,7 @@ def grid_table(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the table (n, d/2, 2) of all tokens of latents at `times`, or of their cells of `cells` a side.
+    """Return the table (n, 2, d) of all tokens of latents at `times`, or of their cells of `cells` a side.
 
     The same numbers as `rope_table` of `cell_positions`. The tables of the three axes wait on the device, so
     that a pass copies nothing to it.
@@ -90,29 +88,31 @@ def grid_table(
         part = _axis_table(side, width, factor=yarn, dtype=dtype, device=torch.device(device))
         place = [1, 1, 1]
         place[axis] = sizes[axis]
-        parts.append(part.view(*place, width // 2, 2).expand(*sizes, -1, -1))
-    return torch.cat(parts, dim=3).flatten(0, 2)
+        parts.append(part.view(*place, 2, width).expand(*sizes, -1, -1))
+    return torch.cat(parts, dim=-1).flatten(0, 2)
 
 
 @lru_cache(maxsize=512)
 def _axis_table(
     places: tuple[float, ...], width: int, *, factor: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return the table (n, width/2, 2) of one axis."""
+    """Return the table (n, 2, width) of one axis."""
     with torch.inference_mode(False), torch.no_grad():  # it may be first wanted by a sample, then by a fit
-        at = torch.tensor(places, dtype=torch.float64)[:, None]
-        angle = at * yarn_frequencies(width, factor=factor)
-        return torch.stack([angle.cos(), angle.sin()], dim=-1).to(device, dtype)
+        return _turned(torch.tensor(places), width, factor=factor).to(device, dtype)
+
+
+def _turned(places: Tensor, width: int, *, factor: float) -> Tensor:
+    """Return cos and signed sin (n, 2, width) of places (n,) along an axis."""
+    angle = places.double()[:, None] * yarn_frequencies(width, factor=factor).to(places.device)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.stack([cos, cos], dim=-1), torch.stack([-sin, sin], dim=-1)], dim=1).flatten(2)
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate queries or keys (b, k, n, d) by table (n, d/2, 2), in float32 or the wider dtype of x.
+    """Rotate queries or keys (..., n, d) by table (..., n, 2, d), in float32 or the wider dtype of x.
 
     Written as x·cos + swap(x)·sin: few passes over memory when run as it stands, one when compiled.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = table.to(dtype).unbind(-1)
-    cos = cos.repeat_interleave(2, dim=-1)
-    sin = torch.stack([-sin, sin], dim=-1).flatten(-2)
+    cos, sin = table.to(torch.promote_types(x.dtype, torch.float32)).unbind(-2)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos, swapped, sin).to(x.dtype)

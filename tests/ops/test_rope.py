@@ -29,9 +29,9 @@ def test_yarn_over_81_latents_keeps_the_fastest_pair_and_divides_all_but_three()
 def test_only_the_time_axis_is_stretched():
     positions = cell_positions(range(2), 3, 3)
     plain, stretched = (rope_table(positions, head_width=48, factor=f) for f in (1.0, 3.0))
-    time = axis_widths(48)[0] // 2
-    assert torch.equal(plain[:, time:], stretched[:, time:])
-    assert not torch.equal(plain[:, :time], stretched[:, :time])
+    time = axis_widths(48)[0]
+    assert torch.equal(plain[..., time:], stretched[..., time:])
+    assert not torch.equal(plain[..., :time], stretched[..., :time])
 
 
 @given(st.integers(0, 2000), st.integers(0, 2000), st.integers(-500, 500))
@@ -48,8 +48,10 @@ def test_scores_depend_on_distance_alone(a, b, offset):
 
 def test_fractional_positions_lie_between_their_neighbours():
     table = rope_table(torch.tensor([[0.0, 0.5, 0.0]]), head_width=24)
-    time, rows, _ = (w // 2 for w in axis_widths(24))
-    assert math.isclose(table[0, time, 0], math.cos(0.5)) and rows > 0
+    time, rows, _ = axis_widths(24)
+    assert rows > 0 and torch.allclose(table[0, 0, time : time + 2], torch.tensor(0.5).double().cos())
+    sin = math.sin(0.5)
+    assert torch.allclose(table[0, 1, time : time + 2], torch.tensor([-sin, sin], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3])
