@@ -124,7 +124,9 @@ class Watch(Callback):
 
 def measure(way: str, args: argparse.Namespace, frames: int) -> dict[str, list[Cost]]:
     """Return what the steps of a horizon took; none where memory ran out, which is a result as well."""
-    clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(frames,))
+    clip = ClipSpec(
+        height=args.size[0], width=args.size[1], horizons=(frames,), block_latents=args.block_latents
+    )
     half: Any = "bfloat16" if torch.cuda.is_available() else "float32"
     compute = Compute(keep=args.keep, residual=half, compile_blocks=way in ("compiled", "both"))
     watch = Watch(count=way == "eager" and args.keep == "all")
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[81, 321])
     parser.add_argument("--size", type=int, nargs=2, default=[480, 832])
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--block_latents", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=1, help="steps of each network; the last is reported")
     parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="inputs")

@@ -10,7 +10,7 @@ seconds.json.
 
     python benchmarks/world.py runs/world
     python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 \
-        --scenes 5 --minutes 6 --held 1 1 --seeds 2 --steps 4 --windows 5 --frames 33 65 --strides 4 6 \
+        --scenes 5 --minutes 6 --held 1 1 --seeds 0 1 --steps 4 --windows 5 --frames 33 65 --strides 4 6 \
         --batch '{"5s": 4, "20s": 2, "causal_init": 2, "self_forcing_5s": 2, "self_forcing_20s": 2}'
 """
 
@@ -151,9 +151,8 @@ class Chain:
         self.run(
             "render", self.clips / "index.parquet", [[*render, "--seed", a.seed, "--workers", a.processes]]
         )
-        fit = self.fit(
-            "autoencoder", self.vae.parent, self.clips, {"model": {"init_args": {"ema_decay": 0.995}}}
-        )
+        settings = {"ema_decay": 0.995, **self.started("autoencoder", "tiny_vae")}
+        fit = self.fit("autoencoder", self.vae.parent, self.clips, {"model": {"init_args": settings}})
         self.run("autoencoder", self.vae, [fit])
         commands, products = [], []
         for name, frames, stride in zip(("5s", "20s"), self.horizons, a.strides, strict=True):
@@ -180,10 +179,16 @@ class Chain:
                 }
             settings["compute"] = {"compile_blocks": self.args.device == "gpu"}
             stage = f"teacher_{name}"
+            settings |= self.started(stage, "teacher")
             given = {"model": {"init_args": settings}, "data": {"global_batch": self.args.batch[name]}}
             folder = self.root / stage
             command = self.fit(stage, folder, self.root / f"latents_{name}", given)
             self.run(stage, folder / "teacher.safetensors", [command])
+
+    def started(self, stage: str, kind: str) -> dict[str, Any]:
+        """Return the setting that goes on from an earlier run, if one is given."""
+        before = Path(self.args.start or ".", stage, f"{kind}.safetensors")
+        return {"init": {"path": str(before)}} if self.args.start else {}
 
     def file(self, stage: str, kind: str, *, seed: int | None = None) -> str:
         """Return where a stage, of a seed, puts its weights."""
@@ -198,7 +203,7 @@ class Chain:
         self.run("pairs", out / "index.parquet", [[*words, "--part", part, parts] for part in range(parts)])
 
     def students(self) -> None:
-        seeds, net = range(self.args.seeds), {**NET, "control": {"width": 64}, "rope_factor": YARN}
+        seeds, net = self.args.seeds, {**NET, "control": {"width": 64}, "rope_factor": YARN}
         jobs = {
             "causal_init": "teacher_20s",
             "self_forcing_5s": "causal_init",
@@ -217,8 +222,7 @@ class Chain:
                 }  # fmt: skip
                 if stage != "causal_init":
                     horizon = stage.removeprefix("self_forcing_")
-                    settings |= self.args.forcing
-                    settings["cuda_graphs"] = self.args.device == "gpu"
+                    settings |= {"cuda_graphs": self.args.device == "gpu", **self.args.forcing}
                     settings["teacher"] = {"path": self.file(f"teacher_{horizon}", "teacher")}
                     settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
                     data = self.root / f"latents_{horizon}"
@@ -235,7 +239,7 @@ class Chain:
             self.run(stage, products, commands, at_a_time=len(self.args.gpus))
 
     def bundle(self) -> None:
-        student = self.file("self_forcing_20s", "student", seed=0)
+        student = self.file("self_forcing_20s", "student", seed=self.args.seeds[0])
         words = ["export", student, "--vae", self.vae, "--data", self.clips, "--out", self.root / "world"]
         self.run("bundle", self.root / "world" / "world.yaml", [words])
 
@@ -271,7 +275,7 @@ def main() -> None:
     parser.add_argument("--block_latents", type=int, default=2, help="of what a student generates at a time")
     parser.add_argument("--held", type=int, nargs=2, default=[VALIDATION, EVALUATION], help="scenes held out")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
-    parser.add_argument("--seeds", type=int, default=3, help="students")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students")
     parser.add_argument("--gpus", type=int, nargs="+", default=[0], help="what a stage can share out")
     parser.add_argument("--windows", type=int, default=1024, help="ODE pairs of each horizon")
     parser.add_argument("--strides", type=float, nargs=2, default=[5.0, 8.0], help="seconds between windows")
@@ -283,6 +287,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--processes", type=int, default=16, help="that render and decode")
     parser.add_argument("--workers", type=int, default=4, help="reading processes of each fit")
+    parser.add_argument("--start", help="an earlier run: autoencoder and teachers go on from its weights")
     parser.add_argument("--until", help="the last stage to run")
     args = parser.parse_args()
     args.seconds = {**SECONDS, **args.seconds}

@@ -239,8 +239,8 @@ def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
 
 
 class NothingFromTheHost(TorchDispatchMode):
-    """Fails where a tensor of the host meets one of the device, which no recording could repeat; an index that
-    is a list is one too, though it does not show here.
+    """Fails where a tensor of the host meets one of the device, which no recording could repeat; an index
+    that is a list is one too, though it does not show here.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
