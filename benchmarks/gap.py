@@ -10,7 +10,8 @@ tuned on the actions, with the gap probe on held-out houses of both:
     low_rank        the control layers, and an update of rank --rank beside the frozen rest
 
 Writes gap.json (every measurement) and gap.png (a panel an arm: prior kept against control gained). Every
-stage is left out if its product is there, and a stopped fit goes on from its last checkpoint.
+stage is left out if its product is there, and a stopped fit goes on from its last checkpoint. Once there is a
+prior, several GPUs can share the arms, each with `--arms` of its own; who comes last draws.
 
 Usage: python benchmarks/gap.py runs/gap
 """
@@ -46,6 +47,7 @@ from relic.verbs.encode import encode
 from relic.verbs.render import render
 
 PLAIN_SEED, ACTION_SEED = 101, 202
+ARMS = ("full", "control_first", "mixed", "low_rank")
 PLAIN_HELD, ACTION_HELD = 2, 1  # scenes that nothing is fitted on
 
 
@@ -60,7 +62,8 @@ def main() -> None:
     args = parse_args()
     root = Path(args.out)
     print(describe_machine(), flush=True)
-    claim(root, {name: value for name, value in vars(args).items() if name not in ("out", "workers")})
+    own = ("out", "workers", "arms")  # of one process, not of the experiment
+    claim(root, {name: value for name, value in vars(args).items() if name not in own})
     plain, actions, vae = latents_of_worlds(args, root)
     clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
     prior = fit_prior(args, root / "prior", clip=clip, latents=plain, vae=vae)
@@ -71,8 +74,8 @@ def main() -> None:
         "mixed": Arm(FullTuning(), mix),
         "low_rank": Arm(LowRank(rank=args.rank)),
     }
-    histories = {}
-    for name, arm in arms.items():
+    for name in args.arms or arms:
+        arm = arms[name]
         held = [
             HeldOut(root=str(data), validation_scenes=scenes, evaluation_scenes=0)
             for data, scenes in ((plain, PLAIN_HELD), (actions, ACTION_HELD))
@@ -82,7 +85,12 @@ def main() -> None:
             if wanted:
                 fit_arm(args, root / name, arm, clip=clip, latents=actions, vae=vae, prior=prior, probe=probe)
                 product.write_text(json.dumps(probe.history, indent=1))
-        histories[name] = json.loads(product.read_text())
+    products = {name: root / name / "history.json" for name in arms}
+    waiting = [name for name, product in products.items() if not product.exists()]
+    if waiting:
+        print(f"Left to others: {', '.join(waiting)}")
+        return
+    histories = {name: json.loads(product.read_text()) for name, product in products.items()}
     report = {"machine": describe_machine().splitlines(), "settings": vars(args), "arms": histories}
     (root / "gap.json").write_text(json.dumps(report, indent=1))
     draw(histories, root / "gap.png")
@@ -306,6 +314,7 @@ def parse_args() -> argparse.Namespace:
     add("--every", type=int, default=40, help="steps between measurements and checkpoints")
     add("--clips", type=int, default=16, help="held-out clips of each set that are measured")
     add("--workers", type=int, default=2, help="processes that render and decode")
+    add("--arms", nargs="+", choices=ARMS, help="only these, the others being fitted elsewhere")
     add("--vae", help="weights of a fitted autoencoder; by default one is fitted")
     add("--channels", type=int, default=8, help="latent channels of the autoencoder")
     return parser.parse_args()
