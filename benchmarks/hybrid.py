@@ -1,8 +1,8 @@
 """A step of causal initialisation with hybrid forcing, by blocks: time and model FLOPs utilisation.
 
 The real loss, forward and backward, of `CausalInit`, bf16 autocast over float32 master weights, without the
-optimiser; weights and trajectories are random. Its network is called as it is, and with compiled blocks, in
-which case what compiling took is printed too: the blocks' lengths differ, so several shapes are compiled.
+optimiser; weights and trajectories are random. It runs as it is (eager), recorded as a CUDA graph, and with
+compiled blocks; the first run is printed too, which compiles.
 
     python benchmarks/hybrid.py --net tiny --size 128 256 --batch 16 --blocks 1 5 10 15 20
 """
@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from machine import describe_machine
 from step import NETS, PEAK, now
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from relic.modules import CausalInit
-from relic.parallel import Compute
+from relic.parallel import Compute, Recorder
 from relic.types import TIME_STRIDE, Batch, ClipSpec
+
+WAYS = ["eager", "recorded", "compiled"]
 
 
 def batch_of(module: CausalInit, *, samples: int, device: torch.device) -> Batch:
@@ -37,6 +42,16 @@ def batch_of(module: CausalInit, *, samples: int, device: torch.device) -> Batch
     )  # fmt: skip
 
 
+def take_step(
+    module: CausalInit, learn: Callable[..., Tensor], blocks: int, *, batch: Batch, steps: Tensor
+) -> None:
+    """Prepare a batch, run forward and backward pass, and set the gradients to zero."""
+    half = batch.actions.is_cuda
+    with torch.autocast(batch.actions.device.type, torch.bfloat16, enabled=half):
+        learn(module.given(batch, blocks=blocks, steps=steps), parts=1)
+    module.zero_grad(set_to_none=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,6 +62,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 5, 10, 15, 20])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS)
     parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="all")
     args = parser.parse_args()
     print(describe_machine())
@@ -56,7 +72,7 @@ def main() -> None:
     net = NETS[args.net](rope_factor=max(1.0, (1 + (args.frames - 1) // TIME_STRIDE) / 21))
     residual: Any = "bfloat16" if gpu else "float32"
     flops: dict[int, float] = {}
-    for way in ("eager", "compiled"):
+    for way in args.ways:
         compute = Compute(keep=args.keep, residual=residual, compile_blocks=way == "compiled")
         module = CausalInit(net=net, clip=clip, compute=compute, ema_decay=None)
         with torch.device(device):
@@ -64,15 +80,8 @@ def main() -> None:
         module.to(device)
         batch = batch_of(module, samples=args.batch, device=device)
         steps = torch.randint(module.student.sampler.steps, (args.batch, 20), device=device)
-
-        def step(
-            blocks: int, module: CausalInit = module, batch: Batch = batch, steps: torch.Tensor = steps
-        ) -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
-                loss = module.regression_loss(module.trained, batch, blocks=blocks, steps=steps).mean()
-            loss.backward()
-            module.zero_grad()
-
+        learn = Recorder().of(module.learn) if way == "recorded" else module.learn
+        step = partial(take_step, module, learn, batch=batch, steps=steps)
         for blocks in args.blocks:
             start = now()
             if way == "eager" and args.keep == "all":

@@ -51,7 +51,6 @@ class RandomWeights(SelfForcing):
 
     def setup(self, stage: str) -> None:
         StudentModule.setup(self, stage)
-        self._check_device()
 
     def _score(self, plan: Compute) -> Denoiser:
         net = self.student.build()

@@ -118,11 +118,11 @@ class Chain:
         known = {
             "data": {
                 "root": str(data), "clip": clip, "validation_scenes": self.args.held[0],
-                "evaluation_scenes": self.args.held[1], "validation_windows": 4, "workers": self.args.workers,
+                "evaluation_scenes": self.args.held[1], "validation_windows": 1, "workers": self.args.workers,
             },
             "trainer": {
                 "default_root_dir": str(folder), "max_time": f"00:00:{minutes:02d}:{seconds:02d}",
-                "enable_progress_bar": False, "log_every_n_steps": 10, "max_steps": self.args.steps or -1,
+                "enable_progress_bar": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0, "max_steps": self.args.steps or -1,
             },
             "checkpoint": {"every_n_train_steps": 500},
         }  # fmt: skip
@@ -219,10 +219,11 @@ class Chain:
                 )
                 settings: dict[str, Any] = {
                     "net": net, "vae": str(self.vae), "seed": seed, "init": {"path": start},
+                    "cuda_graphs": self.args.device == "gpu",
                 }  # fmt: skip
                 if stage != "causal_init":
                     horizon = stage.removeprefix("self_forcing_")
-                    settings |= {"cuda_graphs": self.args.device == "gpu", **self.args.forcing}
+                    settings |= self.args.forcing
                     settings["teacher"] = {"path": self.file(f"teacher_{horizon}", "teacher")}
                     settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
                     data = self.root / f"latents_{horizon}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange, repeat
@@ -26,7 +26,7 @@ from relic.ops.retention import AnyPolicy, Compressed, block_range, block_that_e
 from relic.ops.video import psnr, to_uint8
 from relic.parallel import Compute
 from relic.rollout import KeyedNoise
-from relic.types import TIME_STRIDE, Batch, ClipSpec, latents_of
+from relic.types import TIME_STRIDE, Batch, ClipSpec, Controls, latents_of
 
 __all__ = ["CausalInit", "SaysLevels"]
 
@@ -39,6 +39,23 @@ class SaysLevels(Protocol):
 
     @property
     def levels(self) -> tuple[float, ...] | None: ...
+
+
+class Given(NamedTuple):
+    """What is presented of a batch: tensors alone, so that a step computed from it can be recorded.
+
+    noisy, sigma: states (b, t, c, h, w) and their levels (b, t); clean, clean_sigma: (b, t', c, h, w) and (b,
+    t'), what generation would have cached; end: (b, t, c, h, w), what the noisy ones lead to; text, controls:
+    of the clip.
+    """
+
+    noisy: Tensor
+    sigma: Tensor
+    clean: Tensor
+    clean_sigma: Tensor
+    end: Tensor
+    text: Tensor
+    controls: Controls
 
 
 class CausalInit(StudentModule):
@@ -66,6 +83,8 @@ class CausalInit(StudentModule):
         rollout_blocks: Validation also generates so many blocks and measures their PSNR against the
             trajectory, both decoded; 0 for none.
         compute: Activation checkpointing and compilation of the blocks.
+        cuda_graphs: Record forward and backward pass as a CUDA graph, one for each number of blocks, and
+            replay it: for small networks, whose passes take longer to launch than to run. For one GPU.
         optimizer: The optimiser.
         warmup_steps: Steps over which the learning rate rises from zero.
         ema_decay: Decay of the moving average of the weights; null for none.
@@ -92,6 +111,7 @@ class CausalInit(StudentModule):
         noisy_blocks: int = 2,
         rollout_blocks: int = 0,
         compute: Compute = Compute(),  # noqa: B008 - frozen
+        cuda_graphs: bool = False,
         optimizer: OptimizerCallable = adamw,
         warmup_steps: int = 0,
         ema_decay: float | None = 0.99,
@@ -99,7 +119,8 @@ class CausalInit(StudentModule):
     ) -> None:
         super().__init__(
             net=net, clip=clip, words=words, vae=vae, policy=policy, sampler=sampler, compute=compute,
-            init=init, optimizer=optimizer, warmup_steps=warmup_steps, ema_decay=ema_decay, seed=seed,
+            cuda_graphs=cuda_graphs, init=init, optimizer=optimizer, warmup_steps=warmup_steps,
+            ema_decay=ema_decay, seed=seed,
         )  # fmt: skip
         if forcing not in FORCINGS:
             raise ValueError(f"forcing={forcing!r} must be one of {', '.join(FORCINGS)}.")
@@ -171,6 +192,10 @@ class CausalInit(StudentModule):
             ValueError: If the batch holds no trajectories, or another number of states than the student has
                 levels.
         """
+        return self._losses(net, self.given(batch, blocks=blocks, steps=steps))
+
+    def given(self, batch: Batch, *, blocks: int, steps: Tensor) -> Given:
+        """Return what is presented of a batch; the arguments are those of `regression_loss`."""
         states, size = self._states(batch), self.clip.block_latents
         total = block_range(blocks, block_latents=size).stop
         clean = self._clean_blocks(blocks)
@@ -179,23 +204,22 @@ class CausalInit(StudentModule):
         rows = torch.arange(len(steps), device=states.device)[:, None]
         noisy = states[rows, of_latents, torch.arange(start, total, device=states.device)].float()
         levels = torch.tensor(self.student.sampler.levels, device=states.device)
-        sigma = levels[of_latents]
         end = states[:, -1, :total].float()
         context, context_sigma = self._context(
             end, batch.key, latents=block_range(clean, block_latents=size).stop
         )
-        velocity = forced_velocity(
-            net,
-            noisy,
-            clean=context,
-            sigma=sigma,
-            clean_sigma=context_sigma,
-            text=batch.text,
+        return Given(
+            noisy=noisy, sigma=levels[of_latents], clean=context, clean_sigma=context_sigma,
+            end=end[:, start:], text=batch.text,
             controls=controls_of(batch.actions[:, : 1 + TIME_STRIDE * (total - 1)]),
-            plan=self.plan,
-            forcing=self.forcing,
-        )
-        return ode_regression_loss(x0_of(noisy, velocity, sigma=sigma), end[:, start:])
+        )  # fmt: skip
+
+    def _losses(self, net: Denoiser, given: Given) -> Tensor:
+        velocity = forced_velocity(
+            net, given.noisy, clean=given.clean, sigma=given.sigma, clean_sigma=given.clean_sigma,
+            text=given.text, controls=given.controls, plan=self.plan, forcing=self.forcing,
+        )  # fmt: skip
+        return ode_regression_loss(x0_of(given.noisy, velocity, sigma=given.sigma), given.end)
 
     def _states(self, batch: Batch) -> Tensor:
         needed = self.student.sampler.steps + 1
@@ -223,11 +247,29 @@ class CausalInit(StudentModule):
         return end[:, :latents], sigma[:, :latents]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        blocks = self.drawn_blocks(batch)
-        losses = self.regression_loss(self.trained, batch, blocks=blocks, steps=self.drawn_levels(batch))
-        loss = losses.mean()
-        self.log("train/loss_ode", loss, prog_bar=True, batch_size=len(batch.key))
+        given = self.given(batch, blocks=self.drawn_blocks(batch), steps=self.drawn_levels(batch))
+        if self.recorder is None:
+            loss = self._losses(self.trained, given).mean()
+        else:  # with its backward pass, so that the one to come finds nothing behind the loss
+            loss = self.recorder.of(self.learn)(given, parts=self.trainer.accumulate_grad_batches)
+            loss = loss.clone().requires_grad_()
+        self.log("train/loss_ode", loss.detach(), prog_bar=True, batch_size=len(batch.key))
         return loss
+
+    def learn(self, given: Given, *, parts: int) -> Tensor:
+        """Leave the gradients of a batch, one of `parts` that make a step; return its loss."""
+        loss = self._losses(self.trained, given).mean()
+        (loss / parts).backward()
+        return loss.detach()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.recorder is not None:  # recordings add to gradients where they are
+            torch._foreach_zero_([p.grad for p in self.trained.parameters() if p.grad is not None])
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        if self.recorder is None:  # else this comes between the gradients and their step
+            super().optimizer_zero_grad(*args, **kwargs)
 
     # -- validation ------------------------------------------------------------------------------------------
 

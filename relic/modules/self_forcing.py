@@ -25,7 +25,7 @@ from relic.ops.flow import guide, velocity_of, x0_of
 from relic.ops.losses import flow_matching_loss
 from relic.ops.randomness import derive_seed
 from relic.ops.retention import AnyPolicy, Compressed, block_that_ends
-from relic.parallel import Compute, Recorder, primed
+from relic.parallel import Compute, primed
 from relic.rollout import DrawnNoise, KeyedNoise, Rollout, Trace, Walk, walk
 from relic.types import TIME_STRIDE, Batch, ClipSpec
 
@@ -137,7 +137,8 @@ class SelfForcing(StudentModule):
     ) -> None:
         super().__init__(
             net=net, clip=clip, words=words, vae=vae, policy=policy, sampler=sampler, compute=compute,
-            init=init, optimizer=optimizer, warmup_steps=0, ema_decay=ema_decay, seed=seed,
+            cuda_graphs=cuda_graphs, init=init, optimizer=optimizer, warmup_steps=0, ema_decay=ema_decay,
+            seed=seed,
         )  # fmt: skip
         if exit_step not in (None, "random", *range(sampler.steps)):
             raise ValueError(
@@ -153,19 +154,12 @@ class SelfForcing(StudentModule):
                 raise ValueError(f"{name}={value} must be at least {least}.")
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"clip_norm={clip_norm} must be positive; null does not clip.")
-        if cuda_graphs and policy.repositions:
-            raise ValueError(
-                "cuda_graphs=true cannot record a memory that chooses by pose, on the host, what it keeps; "
-                "set policy.max_latents to null, or cuda_graphs to false."
-            )
         self.automatic_optimization = False  # two optimisers, and many backward passes in a step
         self.teacher, self.teacher_rope_factor = teacher, teacher_rope_factor
         self.exit_step, self.guidance, self.levels = exit_step, guidance, levels
         self.turns = Turns(ratio=critic_ratio, critic_first=critic_only_steps)
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.score_compute = score_compute
-        self.cuda_graphs = cuda_graphs
-        self.recorder: Recorder | None = None
         self.critic_optimizer_callable = critic_optimizer
         self.critic: nn.Module | None = None
         self.real: Frozen | None = None
@@ -180,19 +174,8 @@ class SelfForcing(StudentModule):
             if self.init is not None:
                 self._check_student(self.init.path)
             check_teacher(self.teacher.path, self.student, rope_factor=self.teacher_rope_factor)
-            self._check_device()
             own = file_sha256(self.teacher.path) if self.global_rank == 0 else None
             self.teacher_sha256 = self.trainer.strategy.broadcast(own)
-
-    def _check_device(self) -> None:
-        if self.cuda_graphs:
-            kind, count = self.trainer.strategy.root_device.type, self.trainer.world_size
-            if kind != "cuda" or count != 1:
-                raise ValueError(
-                    f"cuda_graphs=true records the work of one CUDA device; this run has {count} of type "
-                    f"{kind}. Set cuda_graphs to false."
-                )
-            self.recorder = Recorder()
 
     def _check_student(self, path: str) -> None:
         """Compare how the student in `init` generates with how this one will, which no weights tell."""

@@ -25,7 +25,7 @@ from relic.ops.randomness import clip_key
 from relic.ops.retention import AnyPolicy, block_that_ends
 from relic.ops.video import from_uint8, to_uint8
 from relic.ops.words import word_ids
-from relic.parallel import Compute, apply_compute, shard_network
+from relic.parallel import Compute, Recorder, apply_compute, shard_network
 from relic.rollout import KeyedNoise, Noise, Rollout
 from relic.types import TIME_STRIDE, Batch, Clip, ClipSpec, latents_of
 
@@ -46,6 +46,7 @@ class StudentModule(RelicModule):
         policy: What the memory keeps.
         sampler: Denoising steps, and what is committed.
         compute: Activation checkpointing and compilation of the blocks.
+        cuda_graphs: Whether what a step computes is recorded as a CUDA graph and replayed.
         init, optimizer, warmup_steps, ema_decay, seed: As in `RelicModule`.
 
     Raises:
@@ -64,6 +65,7 @@ class StudentModule(RelicModule):
         policy: AnyPolicy,
         sampler: FewSteps,
         compute: Compute,
+        cuda_graphs: bool,
         init: WeightsSource | None,
         optimizer: OptimizerCallable,
         warmup_steps: int,
@@ -77,7 +79,14 @@ class StudentModule(RelicModule):
             raise ValueError(f"words.width={words.width} must equal net.text_width={net.text_width}.")
         self.student = StudentConfig(net=net, words=words, clip=clip, policy=policy, sampler=sampler)
         self.plan = self.student.plan()  # refuses what does not fit, before time is spent
+        if cuda_graphs and policy.repositions:
+            raise ValueError(
+                "cuda_graphs=true cannot record a memory that chooses by pose, on the host, what it keeps; "
+                "set policy.max_latents to null, or cuda_graphs to false."
+            )
         self.compute = compute
+        self.cuda_graphs = cuda_graphs
+        self.recorder: Recorder | None = None
         self.vae_path = vae
         self.vae: Frozen | None = None
 
@@ -90,6 +99,22 @@ class StudentModule(RelicModule):
         return self.student.net
 
     # -- building --------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.cuda_graphs:
+            kind, count = self.trainer.strategy.root_device.type, self.trainer.world_size
+            if kind != "cuda" or count != 1:
+                raise ValueError(
+                    f"cuda_graphs=true records the work of one CUDA device; this run has {count} of type "
+                    f"{kind}. Set cuda_graphs to false."
+                )
+            if self.trainer.scaler is not None:
+                raise ValueError(
+                    f"cuda_graphs=true cannot record gradients that precision={self.trainer.precision!r} "
+                    "scales; use bf16-mixed or 32-true, or set cuda_graphs to false."
+                )
+            self.recorder = Recorder()
 
     def build(self) -> Denoiser:
         return self.student.build()

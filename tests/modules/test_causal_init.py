@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from relic.data import WorldDataModule
@@ -22,6 +24,7 @@ from relic.parallel import Compute
 from relic.rollout import KeyedNoise
 from relic.types import Batch, ClipSpec
 from tests.data.recordings import latents_sample, write_dataset
+from tests.modules.recording import AsItIs, NothingFromTheHost
 from tests.modules.test_student import vae  # noqa: F401 - a fixture
 from tests.modules.test_teacher import teacher, trainer
 from tests.worlds import NANO, NANO_WORDS
@@ -428,3 +431,48 @@ def test_two_processes_equal_one_data_parallel_and_sharded(tmp_path):
         other_losses, other_blocks, other_made = torch.load(tmp_path / f"{strategy}.pt")
         assert other_blocks == blocks and other_losses == pytest.approx(losses, abs=1e-5)
         torch.testing.assert_close(other_made, made, atol=1e-4, rtol=0)
+
+
+# -- recording -----------------------------------------------------------------------------------------------
+
+
+def fitted(root, *, recorder=None, graphs: bool = False, **settings) -> torch.Tensor:
+    """Fit for 8 steps of two batches each -> all weights."""
+    module = causal_init(ema_decay=0.5, warmup_steps=3, cuda_graphs=graphs, forcing="hybrid")
+    module.recorder = recorder
+    rows = [batch([2 * i, 2 * i + 1]) for i in range(16)]
+    trainer(root, max_steps=8, accumulate_grad_batches=2, gradient_clip_val=0.1, **settings).fit(
+        module, DataLoader(rows, batch_size=None)
+    )
+    return torch.cat([v.flatten().cpu() for v in module.state_dict().values()])
+
+
+def test_steps_that_are_recorded_train_as_others_do(tmp_path):
+    recorder = AsItIs()
+    plain, recorded = fitted(tmp_path / "a"), fitted(tmp_path / "b", recorder=recorder)
+    assert recorder.calls == ["learn"] * 16
+    assert torch.equal(plain, recorded)
+
+
+@pytest.mark.parametrize("forcing", ["hybrid", "diffusion", "teacher"])
+def test_a_step_asks_nothing_of_the_host(forcing, monkeypatch):
+    """On the meta device, where a value that is asked for is an error."""
+    module = causal_init(forcing=forcing)
+    module.configure_model()
+    data = batch([0, 1])
+    given = [module.given(data, blocks=blocks, steps=module.drawn_levels(data)) for blocks in (1, 2, 3)]
+    module.to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # not known there
+    for each in tree_map(lambda x: x.to("meta"), given):
+        module.learn(each, parts=1)  # tables of positions are made once
+        with NothingFromTheHost():
+            loss = module.learn(each, parts=2)
+        assert loss.device.type == "meta" and not loss.requires_grad
+    assert all(p.grad is not None for p in module.trained.parameters())
+
+
+@pytest.mark.gpu
+def test_steps_are_replayed_as_they_were_recorded(tmp_path):
+    settings = {"accelerator": "gpu", "devices": 1}
+    plain = fitted(tmp_path / "a", **settings)
+    torch.testing.assert_close(fitted(tmp_path / "b", graphs=True, **settings), plain, atol=1e-4, rtol=1e-3)

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from relic.modules import SelfForcing
 from relic.modules.self_forcing import Turns
@@ -22,6 +21,7 @@ from relic.rollout import KeyedNoise
 from relic.stages import Checkpoint
 from relic.types import ClipSpec, Mixed
 from tests.modules.distillation import CLIP, STUDENT, Rollouts, batch, self_forcing, write_files
+from tests.modules.recording import AsItIs, NothingFromTheHost
 from tests.modules.test_teacher import trainer
 from tests.nn.streams import part
 
@@ -238,20 +238,6 @@ def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
 # -- recording -----------------------------------------------------------------------------------------------
 
 
-class NothingFromTheHost(TorchDispatchMode):
-    """Fails where a tensor of the host meets one of the device, which no recording could repeat; an index
-    that is a list is one too, though it does not show here.
-    """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten.index.Tensor
-        out = func(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
-        hosted = [x for x in tensors if x.device.type != "meta" and x.ndim]
-        assert not hosted or len(hosted) == len(tensors), f"{func} takes {len(hosted)} tensors from the host"
-        return out
-
-
 @pytest.mark.parametrize("context", ["clean", "last_step"])
 @pytest.mark.parametrize("grid", [(32, 48), (48, 80)], ids=["whole cells", "ragged cells"])
 def test_a_turn_asks_nothing_of_the_host(files, monkeypatch, context, grid):
@@ -274,6 +260,17 @@ def test_a_turn_asks_nothing_of_the_host(files, monkeypatch, context, grid):
     assert all(p.grad is not None for p in (*module.trained.parameters(), *module.fake.parameters()))
 
 
+def test_turns_that_are_recorded_train_as_others_do(files, tmp_path):
+    weights = []
+    for recorder in (None, AsItIs()):
+        module = self_forcing(files, accumulate=2)
+        module.recorder = recorder
+        trainer(tmp_path / str(len(weights)), max_steps=7).fit(module, Rollouts(batches=14))
+        weights.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
+    assert recorder.calls.count("student_turn") == 4 and len(recorder.calls) == 14
+    assert torch.equal(*weights)
+
+
 def test_recording_is_for_one_cuda_device_and_a_memory_that_plans_ahead(files, tmp_path):
     with pytest.raises(ValueError, match=r"one CUDA device; this run has 1 of type cpu\. Set cuda_graphs to"):
         trainer(tmp_path).fit(self_forcing(files, cuda_graphs=True), Rollouts())
@@ -284,7 +281,7 @@ def test_recording_is_for_one_cuda_device_and_a_memory_that_plans_ahead(files, t
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("exit_step", [None, "random"])
-def test_recorded_turns_train_as_others_do(files, tmp_path, exit_step):
+def test_turns_are_replayed_as_they_were_recorded(files, tmp_path, exit_step):
     modules, logs = [], []
     for graphs in (False, True):
         record = Record()
