@@ -58,6 +58,18 @@ class Arm(NamedTuple):
     plain: PlainVideo | None = None
 
 
+class Keep(Callback):
+    """Writes what a probe has measured, each time."""
+
+    def __init__(self, probe: GapProbe, path: Path) -> None:
+        self.probe, self.path = probe, path
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.path.write_text(json.dumps(self.probe.history, indent=1))
+
+    on_train_start = on_validation_end  # step 0 is measured before
+
+
 def main() -> None:
     args = parse_args()
     root = Path(args.out)
@@ -81,16 +93,14 @@ def main() -> None:
             for data, scenes in ((plain, PLAIN_HELD), (actions, ACTION_HELD))
         ]
         probe = GapProbe(*held, num_clips=args.clips, batch=args.batch, first_latent="noised")
-        with stage(name, product := root / name / "history.json") as wanted:
+        with stage(name, root / name / "teacher.safetensors") as wanted:
             if wanted:
                 fit_arm(args, root / name, arm, clip=clip, latents=actions, vae=vae, prior=prior, probe=probe)
-                product.write_text(json.dumps(probe.history, indent=1))
-    products = {name: root / name / "history.json" for name in arms}
-    waiting = [name for name, product in products.items() if not product.exists()]
+    waiting = [name for name in arms if not (root / name / "teacher.safetensors").exists()]
     if waiting:
         print(f"Left to others: {', '.join(waiting)}")
         return
-    histories = {name: json.loads(product.read_text()) for name, product in products.items()}
+    histories = {name: json.loads((root / name / "history.json").read_text()) for name in arms}
     report = {"machine": describe_machine().splitlines(), "settings": vars(args), "arms": histories}
     (root / "gap.json").write_text(json.dumps(report, indent=1))
     draw(histories, root / "gap.png")
@@ -220,7 +230,8 @@ def fit_arm(
         net=network(args, control=ControlConfig(width=64), rope_factor=args.rope_factor),
     )  # fmt: skip
     data = latents_module(args, latents, held=ACTION_HELD, clip=clip, vae=str(vae), plain=arm.plain)
-    fit(args, module, data, root=root, seconds=args.seconds[2], steps=args.steps, callbacks=[probe])
+    callbacks = [probe, Keep(probe, root / "history.json")]
+    fit(args, module, data, root=root, seconds=args.seconds[2], steps=args.steps, callbacks=callbacks)
 
 
 def fit(

@@ -118,11 +118,13 @@ class Chain:
         known = {
             "data": {
                 "root": str(data), "clip": clip, "validation_scenes": self.args.held[0],
-                "evaluation_scenes": self.args.held[1], "validation_windows": 1, "workers": self.args.workers,
+                "evaluation_scenes": self.args.held[1], "validation_windows": 1,
+                "workers": self.args.workers,
             },
             "trainer": {
                 "default_root_dir": str(folder), "max_time": f"00:00:{minutes:02d}:{seconds:02d}",
-                "enable_progress_bar": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0, "max_steps": self.args.steps or -1,
+                "enable_progress_bar": False, "log_every_n_steps": 10, "num_sanity_val_steps": 0,
+                "max_steps": self.args.steps or -1,
             },
             "checkpoint": {"every_n_train_steps": 500},
         }  # fmt: skip
