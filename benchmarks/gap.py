@@ -65,6 +65,7 @@ class Keep(Callback):
         self.probe, self.path = probe, path
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.probe.history, indent=1))
 
     on_train_start = on_validation_end  # step 0 is measured before
