@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--held", type=int, nargs=2, default=[8, 64], help="as in benchmarks/world.py")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arm", default="compressed", help="as in benchmarks/world.py")
     parser.add_argument(
         "--lpips", help="weights of AlexNet's convolutions; by default those in torch's cache"
     )
@@ -146,7 +147,7 @@ def main() -> None:
     for name, folder in (("self-forced", "self_forcing_20s"), ("before self-forcing", "causal_init")):
         for seed in range(args.seeds):
             start = time.monotonic()
-            path = str(root / f"{folder}_seed{seed}" / "student.safetensors")
+            path = str(root / f"{folder}_{args.arm}_seed{seed}" / "student.safetensors")
             videos = roll_out(path, clips, vae=codec, device=device)
             add(name, videos, seconds=time.monotonic() - start)
     teacher = str(root / "teacher_20s" / "teacher.safetensors")

@@ -1,14 +1,15 @@
 """A small world from nothing, on one GPU: every stage as a `relic` command, each with its seconds.
 
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
-    (5 s, then 20 s), the bundle
+    (5 s, then 20 s), the bundles
 
 Students of several seeds share one teacher and one set of pairs; several GPUs share students and ODE pairs.
 A stage is left out if its product is there, and a stopped one goes on, so the run can be cut into pieces:
 `--until teacher_5s` ends after that stage. Weights lie beside the logs of each stage; seconds are in
-seconds.json.
+seconds.json. Arms of the comparison, `--arm window_8` of arms.yaml, share all but what differs.
 
     python benchmarks/world.py runs/world
+    python benchmarks/world.py runs/world --arm window_8
     python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 \
         --scenes 5 --minutes 6 --held 1 1 --seeds 0 1 --steps 4 --windows 5 --frames 33 65 --strides 4 6 \
         --batch '{"5s": 4, "20s": 2, "causal_init": 2, "self_forcing_5s": 2, "self_forcing_20s": 2}'
@@ -47,7 +48,13 @@ FORCING: dict[str, Any] = {  # the critic has little time to catch up, and capti
         "init_args": {"lr": 1.0e-4, "betas": [0.0, 0.999], "weight_decay": 0.01},
     },
 }  # fmt: skip
-NET = {"width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32}
+NET = {
+    "width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32,
+    "control": {"width": 64},
+}  # fmt: skip
+STUDENTS = {  # stages, and which one each goes on from
+    "causal_init": None, "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s",
+}  # fmt: skip
 YARN = 81 / 21
 VALIDATION, EVALUATION = 8, 64  # scenes that nothing is fitted on
 
@@ -87,7 +94,7 @@ class Chain:
                     if process.wait():
                         sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
             self.note(name, time.monotonic() - start)
-        if name == self.args.until:
+        if name.removesuffix(f"_{self.args.arm}") == self.args.until:
             sys.exit(0)
 
     def note(self, name: str, seconds: float) -> None:
@@ -171,80 +178,89 @@ class Chain:
         return self.args.frames or (81, 321)
 
     def teachers(self) -> None:
-        for name, before in (("5s", None), ("20s", "5s")):
-            settings: dict[str, Any] = {"net": {**NET, "control": {"width": 64}}, "vae": str(self.vae)}
+        for horizon, before in (("5s", None), ("20s", "5s")):
+            stage = f"teacher_{horizon}"
+            settings: dict[str, Any] = {
+                "net": merged(NET, self.arm.get("network", {})), "vae": str(self.vae),
+                "compute": {"compile_blocks": self.args.device == "gpu"},
+            }  # fmt: skip
             if before:
-                settings["net"]["rope_factor"] = YARN
-                settings["init"] = {
-                    "path": self.file(f"teacher_{before}", "teacher"),
-                    "rope_factor": "restate",
-                }
-            settings["compute"] = {"compile_blocks": self.args.device == "gpu"}
-            stage = f"teacher_{name}"
+                settings["net"] |= {"rope_factor": YARN}
+                settings["init"] = {"path": str(self.teacher(before)), "rope_factor": "restate"}
             settings |= self.started(stage, "teacher")
-            given = {"model": {"init_args": settings}, "data": {"global_batch": self.args.batch[name]}}
-            folder = self.root / stage
-            command = self.fit(stage, folder, self.root / f"latents_{name}", given)
-            self.run(stage, folder / "teacher.safetensors", [command])
+            given = {"model": {"init_args": settings}, "data": {"global_batch": self.args.batch[horizon]}}
+            product = self.teacher(horizon)
+            command = self.fit(stage, product.parent, self.root / f"latents_{horizon}", given)
+            self.run(product.parent.name, product, [command])
 
     def started(self, stage: str, kind: str) -> dict[str, Any]:
         """Return the setting that goes on from an earlier run, if one is given."""
         before = Path(self.args.start or ".", stage, f"{kind}.safetensors")
         return {"init": {"path": str(before)}} if self.args.start else {}
 
-    def file(self, stage: str, kind: str, *, seed: int | None = None) -> str:
-        """Return where a stage, of a seed, puts its weights."""
-        folder = stage if seed is None else f"{stage}_seed{seed}"
-        return str(self.root / folder / f"{kind}.safetensors")
+    # -- whose files are where -------------------------------------------------------------------------------
+
+    @property
+    def arm(self) -> dict[str, Any]:
+        return self.args.arms[self.args.arm]
+
+    def shared(self, name: str) -> Path:
+        """Return the folder of what arms share unless they have another network."""
+        return self.root / (f"{name}_{self.args.arm}" if "network" in self.arm else name)
+
+    def teacher(self, horizon: str) -> Path:
+        return self.shared(f"teacher_{horizon}") / "teacher.safetensors"
+
+    def student(self, stage: str, seed: int) -> Path:
+        return self.root / f"{stage}_{self.args.arm}_seed{seed}" / "student.safetensors"
+
+    # -- students --------------------------------------------------------------------------------------------
 
     def pairs(self) -> None:
-        out = self.root / "pairs"
-        words = ["ode-pairs", self.file("teacher_20s", "teacher"), "--latents", self.root / "latents_20s"]
+        out = self.shared("pairs")
+        words = ["ode-pairs", self.teacher("20s"), "--latents", self.root / "latents_20s"]
         words += ["--out", out, "--horizon", *self.horizons, "--windows", self.args.windows, "--batch", 16]
         parts = 2 if self.args.device == "gpu" else 1
-        self.run("pairs", out / "index.parquet", [[*words, "--part", part, parts] for part in range(parts)])
+        commands = [[*words, "--part", part, parts] for part in range(parts)]
+        self.run(out.name, out / "index.parquet", commands)
 
     def students(self) -> None:
-        seeds, net = self.args.seeds, {**NET, "control": {"width": 64}, "rope_factor": YARN}
-        jobs = {
-            "causal_init": "teacher_20s",
-            "self_forcing_5s": "causal_init",
-            "self_forcing_20s": "self_forcing_5s",
-        }
-        for stage, before in jobs.items():
-            commands = []
-            for seed in seeds:
-                start = (
-                    self.file(before, "teacher")
-                    if before == "teacher_20s"
-                    else self.file(before, "student", seed=seed)
-                )
-                settings: dict[str, Any] = {
-                    "net": net, "vae": str(self.vae), "seed": seed, "init": {"path": start},
-                    "cuda_graphs": self.args.device == "gpu",
-                }  # fmt: skip
-                if stage != "causal_init":
-                    horizon = stage.removeprefix("self_forcing_")
-                    settings |= self.args.forcing
-                    settings["teacher"] = {"path": self.file(f"teacher_{horizon}", "teacher")}
-                    settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
-                    data = self.root / f"latents_{horizon}"
-                else:
-                    data = self.root / "pairs"
-                given = {
-                    "model": {"init_args": settings},
-                    "data": {"seed": seed, "global_batch": self.args.batch[stage]},
-                }
-                commands.append(
-                    self.fit(stage, Path(self.file(stage, "student", seed=seed)).parent, data, given)
-                )
-            products = [Path(self.file(stage, "student", seed=seed)) for seed in seeds]
-            self.run(stage, products, commands, at_a_time=len(self.args.gpus))
+        for stage, before in STUDENTS.items():
+            commands = [self.fit_student(stage, before, seed=seed) for seed in self.args.seeds]
+            products = [self.student(stage, seed) for seed in self.args.seeds]
+            self.run(f"{stage}_{self.args.arm}", products, commands, at_a_time=len(self.args.gpus))
 
-    def bundle(self) -> None:
-        student = self.file("self_forcing_20s", "student", seed=self.args.seeds[0])
-        words = ["export", student, "--vae", self.vae, "--data", self.clips, "--out", self.root / "world"]
-        self.run("bundle", self.root / "world" / "world.yaml", [words])
+    def fit_student(self, stage: str, before: str | None, *, seed: int) -> list[object]:
+        """Return the command that fits a stage of a student."""
+        start = self.teacher("20s") if before is None else self.student(before, seed)
+        settings: dict[str, Any] = {
+            "net": {**merged(NET, self.arm.get("network", {})), "rope_factor": YARN},
+            "vae": str(self.vae), "seed": seed, "init": {"path": str(start)},
+            "cuda_graphs": self.args.device == "gpu",
+        }  # fmt: skip
+        data = self.shared("pairs")
+        if before is not None:
+            horizon = stage.removeprefix("self_forcing_")
+            settings |= self.args.forcing
+            settings["teacher"] = {"path": str(self.teacher(horizon))}
+            settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
+            data = self.root / f"latents_{horizon}"
+        settings = merged(merged(settings, self.arm.get("student", {})), self.arm.get(stage, {}))
+        given = {
+            "model": {"init_args": settings},
+            "data": {"seed": seed, "global_batch": self.args.batch[stage]},
+        }
+        return self.fit(stage, self.student(stage, seed).parent, data, given)
+
+    def bundles(self) -> None:
+        commands, products = [], []
+        for seed in self.args.seeds:
+            out, student = (
+                self.root / "bundles" / f"{self.args.arm}_seed{seed}", self.student("self_forcing_20s", seed)
+            )  # fmt: skip
+            commands.append(["export", student, "--vae", self.vae, "--data", self.clips, "--out", out])
+            products.append(out / "world.yaml")
+        self.run(f"bundles_{self.args.arm}", products, commands)
 
 
 def begin(command: Sequence[object], log: Path, *, gpu: int) -> subprocess.Popen[bytes]:
@@ -290,9 +306,13 @@ def main() -> None:
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--processes", type=int, default=16, help="that render and decode")
     parser.add_argument("--workers", type=int, default=4, help="reading processes of each fit")
+    parser.add_argument("--arm", default="compressed", help="one of arms.yaml, beside this script")
     parser.add_argument("--start", help="an earlier run: autoencoder and teachers go on from its weights")
     parser.add_argument("--until", help="the last stage to run")
     args = parser.parse_args()
+    args.arms = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text())
+    if args.arm not in args.arms:
+        parser.error(f"--arm {args.arm} is none of {', '.join(args.arms)}.")
     args.seconds = {**SECONDS, **args.seconds}
     args.forcing = {**FORCING, **args.forcing}
     args.batch = {
@@ -300,7 +320,7 @@ def main() -> None:
     }  # fmt: skip
     print(describe_machine(), flush=True)
     chain = Chain(args)
-    for stages in (chain.data, chain.teachers, chain.pairs, chain.students, chain.bundle):
+    for stages in (chain.data, chain.teachers, chain.pairs, chain.students, chain.bundles):
         stages()
 
 

@@ -70,6 +70,10 @@ class ControlStates:
     action: Tensor
     pose: Tensor | None
 
+    def to(self, dtype: torch.dtype) -> ControlStates:
+        """Return them in another dtype."""
+        return ControlStates(self.action.to(dtype), None if self.pose is None else self.pose.to(dtype))
+
 
 def encoder(channels: int, width: int) -> nn.Sequential:
     """Return an MLP over grouped frames: (b, t, 4·channels) -> (b, t, width)."""

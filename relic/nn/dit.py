@@ -177,13 +177,14 @@ class Block(nn.Module):
         rope: Tensor,
         text: Tensor | KV,
         control: ControlStates | None,
+        dtype: torch.dtype,
         memory: LayerContext | None = None,
     ) -> tuple[Tensor, KV | None]:
-        """x: (b, t, s, d) residual stream; levels: (b, t, 6, d) from the noise levels; text: (b, n, d).
+        """x: (b, t, s, d) residual stream; levels: (b, t, 6, d) from the noise levels; text: (b, n, d);
+        dtype: what matrix products compute in.
 
         Returns x and the fresh keys and values, if `memory` asks for them.
         """
-        dtype: torch.dtype = self.ffn[0].weight.dtype  # type: ignore[assignment]
         m = (self.modulation[:, None] + levels).to(x.dtype)[:, :, :, None].unbind(2)  # six of (b, t, 1, d)
         to_q: Tensor | None = None
         to_k: Tensor | None = None
@@ -318,19 +319,32 @@ class DiT(nn.Module):
             dtype=torch.promote_types(x.dtype, torch.float32), device=x.device,
         )  # fmt: skip
         prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
-        states = None
+        dtype, states = self.product_dtype, None
         if controls is not None and self.control is not None:
-            states = self.control(controls, starts_clip=times[0] == 0)
+            states = self.control(controls, starts_clip=times[0] == 0).to(dtype)
         kept: list[KV] = []
         for i, (block, prompt) in enumerate(zip(self.blocks, prompts, strict=True)):
             past = None if memory is None else memory.layer(i)
-            x, fresh = block(x, levels=levels, rope=rope, text=prompt, control=states, memory=past)
+            x, fresh = block(
+                x, levels=levels, rope=rope, text=prompt, control=states, dtype=dtype, memory=past
+            )
             kept += [] if fresh is None else [fresh]
         patches = self.head(x, level)
         velocity = rearrange(
             patches, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=PATCH, q=PATCH
         ).to(latents.dtype)
         return velocity if memory is None else (velocity, tuple(kept))
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What matrix products compute in: autocast's dtype where it is on, else that of the weights. What
+        several products read is cast to it once, which autocast would do for each.
+        """
+        weight = self.patch_embedding.weight
+        kind = weight.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return weight.dtype
 
     def read(self, text: Tensor) -> Prompt:
         """Return a prompt (b, n, text_width) as cross-attention reads it, to be passed as `text`."""
