@@ -16,7 +16,8 @@ from tests.worlds import NANO, NANO_CLIP, NANO_WORDS, batch
 CLIP = ClipSpec(height=32, width=48, horizons=(17,), block_latents=2)  # 5 latents
 SETTINGS = {
     "net": NANO, "clip": CLIP, "words": NANO_WORDS, "vae": None,
-    "policy": Compressed(window=2, schedule=(1, 2)), "sampler": FewSteps(steps=2), "compute": Compute(), "cuda_graphs": False,
+    "policy": Compressed(window=2, schedule=(1, 2)), "sampler": FewSteps(steps=2), "compute": Compute(),
+    "cuda_graphs": False,
     "init": None, "optimizer": adamw, "warmup_steps": 0, "ema_decay": None, "seed": 0,
 }  # fmt: skip
 
