@@ -23,6 +23,8 @@ from relic.types import Batch, Clip, ClipSpec, latents_of
 
 __all__ = ["Autoencoder"]
 
+DETAIL_CELL = 8  # pixels a side
+LEAST_POWER = 1e-4  # of flat cells, whose root would have no gradient
 MOMENT_MEMORY = 200  # training batches that the running mean and std of the latents look back on
 
 
@@ -37,6 +39,8 @@ class Autoencoder(RelicModule):
         window_frames: Frames of the short window, at a random place in each clip, that a step is trained on
             (4k+1); null for whole clips.
         edge_weight: Weight of the error of differences between neighbouring pixels, beside the squared error.
+        detail_weight: Weight of the error of how much detail there is, wherever it is: the root mean square
+            of the Laplacian in cells of 8x8 pixels. The other terms have an uncertain edge blurred.
         lpips_weight: Weight of the perceptual distance (LPIPS, AlexNet); needs the backbone in torch's cache.
         kl_weight: Weight of the KL divergence to a standard normal, a number of the latents.
         latent_noise: Noise added to latents in training, in units of their std, so that the decoder bears
@@ -62,6 +66,7 @@ class Autoencoder(RelicModule):
         clip: ClipSpec,
         window_frames: int | None = None,
         edge_weight: float = 0.1,
+        detail_weight: float = 0.0,
         lpips_weight: float = 0.0,
         kl_weight: float = 1e-6,
         latent_noise: float = 0.05,
@@ -76,6 +81,7 @@ class Autoencoder(RelicModule):
         )
         weights = {
             "edge_weight": edge_weight,
+            "detail_weight": detail_weight,
             "lpips_weight": lpips_weight,
             "kl_weight": kl_weight,
             "latent_noise": latent_noise,
@@ -91,8 +97,8 @@ class Autoencoder(RelicModule):
                     "shorten the window, or lengthen the clips."
                 )
         self.net_config, self.clip, self.window_frames = net, clip, window_frames
-        self.edge_weight, self.lpips_weight, self.kl_weight = edge_weight, lpips_weight, kl_weight
-        self.latent_noise = latent_noise
+        self.edge_weight, self.detail_weight = edge_weight, detail_weight
+        self.lpips_weight, self.kl_weight, self.latent_noise = lpips_weight, kl_weight, latent_noise
         self.perceptual: Any = Frozen(alexnet_distance()) if lpips_weight > 0 else None
         self.moment_updates = 0
 
@@ -136,6 +142,8 @@ class Autoencoder(RelicModule):
         terms = {"rec": F.mse_loss(reconstruction, video)}
         if self.edge_weight:
             terms["edge"] = self.edge_weight * edge_loss(reconstruction, video)
+        if self.detail_weight:
+            terms["detail"] = self.detail_weight * detail_loss(reconstruction, video)
         if self.perceptual is not None:
             distance = self.perceptual.net(reconstruction.flatten(0, 1), video.flatten(0, 1))
             terms["lpips"] = self.lpips_weight * distance.mean()
@@ -205,6 +213,22 @@ def edge_loss(video: Tensor, truth: Tensor) -> Tensor:
     """Return the mean absolute error of differences between neighbouring pixels, of (..., h, w)."""
     error = video - truth
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def detail_loss(video: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean absolute error of the detail in cells of (..., 3, h, w)."""
+    return (detail(video) - detail(truth)).abs().mean()
+
+
+def detail(video: Tensor) -> Tensor:
+    """Return the root mean square of the Laplacian (4 neighbours) of (..., 3, h, w) in each cell of 8x8
+    pixels, over channels too.
+    """
+    inner = video[..., 1:-1, 1:-1]
+    beside = video[..., :-2, 1:-1] + video[..., 2:, 1:-1] + video[..., 1:-1, :-2] + video[..., 1:-1, 2:]
+    power = (4 * inner - beside).square().mean(-3)
+    cells = F.avg_pool2d(power.flatten(0, -3)[:, None], DETAIL_CELL)
+    return (cells + LEAST_POWER).sqrt()
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:

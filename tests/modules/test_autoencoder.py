@@ -14,7 +14,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from relic.modules import Autoencoder
-from relic.modules.autoencoder import edge_loss
+from relic.modules.autoencoder import detail_loss, edge_loss
 from relic.nn.checkpoints import read_header
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
 from relic.ops.randomness import derive_seed, keyed_generator
@@ -140,6 +140,22 @@ def test_an_edge_out_of_place_costs_more_than_a_wrong_brightness():
     striped = truth.clone()
     striped[..., ::2] = 0.5
     assert edge_loss(brighter, truth) == 0 < edge_loss(striped, truth)
+
+
+def test_a_blurred_edge_costs_detail_and_one_out_of_place_does_not():
+    truth = torch.zeros(1, 2, 3, 18, 26)
+    truth[..., 12:] = 1.0
+    beside, blurred = truth.roll(1, dims=-1), truth.clone()
+    beside[..., 0] = 0.0
+    blurred[..., 10:14] = torch.tensor([0.2, 0.4, 0.6, 0.8])
+    assert detail_loss(truth, truth) == 0 and detail_loss(beside, truth) < 1e-6
+    assert detail_loss(blurred, truth) > 0.1
+
+
+def test_what_is_learned_from_detail_reaches_flat_pictures_too():
+    flat = torch.full((1, 1, 3, 16, 16), 0.3, requires_grad=True)
+    detail_loss(flat, torch.rand(1, 1, 3, 16, 16)).backward()
+    assert flat.grad.isfinite().all()
 
 
 DDP_SCRIPT = """
