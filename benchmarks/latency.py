@@ -1,9 +1,9 @@
 """How long from a key to a picture that knows of it? Streaming on this machine, by the length of a block.
 
 A student with random weights is played as `relic.Session` plays it, decoder included, to the end of its
-horizon, when its memory is full. Blocks are generated so that each is ready when the one before it ends; a key
-waits for the next block to be begun. With T seconds a block and g to generate it, that takes g, and up to T
-more, evenly.
+horizon, when its memory is full. Blocks are generated so that each is ready when the one before it ends; a
+key waits for the next block to be begun. With T seconds a block and g to generate it, that takes g, and up to
+T more, evenly.
 
     python benchmarks/latency.py --blocks 2 4 --threads 2
 """
