@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,37 @@ __all__ = ["alone", "claim", "remove_leftovers"]
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold a folder, so that two runs do not write the same shards; a killed run lets go by itself.
+def alone(root: Path, *, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
+    """Hold a folder, so that two runs do not write the same files; a killed run lets go by itself.
+
+    part: (i, n) is one of n runs that share the work; each part is held by one run, the whole by none then.
 
     Raises:
-        ValueError: If another run holds it.
+        ValueError: If another run holds it, or there is no such part.
     """
+    number, parts = part
+    if not 0 <= number < parts:
+        raise ValueError(f"part={number} {parts} must be one of {parts} parts, counted from 0.")
     root.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         yield
         return
+    with ExitStack() as held:
+        held.enter_context(_locked(root / ".lock", shared=parts > 1))
+        if parts > 1:
+            held.enter_context(_locked(root / f".lock-{number}-{parts}", shared=False))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, *, shared: bool) -> Iterator[None]:
     import fcntl
 
-    with (root / ".lock").open("w") as lock:
+    with path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {root}; wait for it or stop it.") from error
+            raise ValueError(f"another run is writing to {path.parent}; wait for it or stop it.") from error
         yield
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relic.data.claim import claim, remove_leftovers
+from relic.data.claim import alone, claim, remove_leftovers
 from relic.data.collate import Sample
 from relic.data.index import INDEX_NAME, Index, Row, write_index
 from relic.data.reader import WindowReader, caption_of
@@ -188,32 +188,30 @@ def write_pairs(
     """
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1.")
-    number, parts = part
-    if not 0 <= number < parts:
-        raise ValueError(f"part={number} {parts} must be one of {parts} parts, counted from 0.")
     index = Index.open(source)
     every = plan_pairs(index, settings, clip=clip)
     storage, out = Storage(source), Path(out)
-    claim(
-        out,
-        _description(storage, settings),
-        file=SETTINGS_NAME,
-        meaning={"source": "another index of latents", "teacher_sha256": "another teacher"},
-    )
-    reader = WindowReader(storage, size=(clip.height, clip.width), content="latents", words=words)
-    tasks = every[number::parts]
-    total, done = sum(len(task.windows) for task in tasks), 0
-    for task in tasks:
-        path = out / task.shard
-        if not path.exists():
-            remove_leftovers(path)
-            samples = _solved(_read(reader, task.windows), solve=solve, settings=settings, batch=batch)
-            write_shard(path, _told(samples, progress, done=done, total=total))
-        done += len(task.windows)
-        progress(done, total)
-    if not all((out / task.shard).exists() for task in every):
-        return None
-    return write_index(out, scenes=index.scenes)
+    with alone(out, part=part):
+        claim(
+            out,
+            _description(storage, settings),
+            file=SETTINGS_NAME,
+            meaning={"source": "another index of latents", "teacher_sha256": "another teacher"},
+        )
+        reader = WindowReader(storage, size=(clip.height, clip.width), content="latents", words=words)
+        tasks = every[part[0] :: part[1]]
+        total, done = sum(len(task.windows) for task in tasks), 0
+        for task in tasks:
+            path = out / task.shard
+            if not path.exists():
+                remove_leftovers(path)
+                samples = _solved(_read(reader, task.windows), solve=solve, settings=settings, batch=batch)
+                write_shard(path, _told(samples, progress, done=done, total=total))
+            done += len(task.windows)
+            progress(done, total)
+        if not all((out / task.shard).exists() for task in every):
+            return None
+        return write_index(out, scenes=index.scenes)
 
 
 class _Start(NamedTuple):

@@ -27,7 +27,7 @@ from relic.suite.score import look_by_second, score_video, seamless
 from relic.suite.scripts import prefix_frames
 from relic.types import Clip
 
-__all__ = ["TRUTH", "folder_of", "run", "video_path"]
+__all__ = ["TRUTH", "folder_of", "records_of", "run", "video_path"]
 
 TRUTH: Final = "truth"  # scored like a contestant: the limit of every score, and the estimator's floor
 
@@ -41,10 +41,7 @@ def run(
     seed: int,
     fps: float,
 ) -> list[dict[str, Any]]:
-    """Play and score what is not finished yet; return the records of all, in order.
-
-    A record holds case, contestant, group, measures, words, seconds, prefix, scores (None where NaN) and
-    look; one of a skipped case `skipped`, the reason, instead of scores.
+    """Play and score what is not finished yet; return the records of all, in order (`records_of`).
 
     Args:
         cases: What is played.
@@ -55,7 +52,6 @@ def run(
         fps: Frames a second of all worlds.
     """
     frames = sum(case.num_frames for case in cases) * (1 + len(contestants))
-    records = []
     with tqdm(total=frames, unit="frame", desc="evaluate", disable=None) as bar:
         for case in cases:
             bar.set_postfix_str(case.name)
@@ -63,8 +59,22 @@ def run(
             bar.update(case.num_frames * (1 + len(contestants) - len(todo)))
             for _ in _finish(case, todo, contestants, out=out, judges=judges, seed=seed, fps=fps):
                 bar.update(case.num_frames)
-            records += [_read(_record_path(out, _label(c), case)) for c in (None, *contestants)]
-    return records
+    return records_of(cases, contestants, out=out)
+
+
+def records_of(
+    cases: Sequence[Case], contestants: Sequence[Contestant], *, out: Path
+) -> list[dict[str, Any]]:
+    """Return the records of cases, in order, the truth's before those of the contestants.
+
+    A record holds case, contestant, group, measures, words, seconds, prefix, scores (None where NaN) and
+    look; one of a skipped case `skipped`, the reason, instead of scores.
+
+    Raises:
+        FileNotFoundError: If one is not there yet.
+    """
+    everyone = (None, *contestants)
+    return [_read(_record_path(out, _label(c), case)) for case in cases for c in everyone]
 
 
 def _finish(

@@ -27,7 +27,7 @@ from relic.suite.mind import MindCase, find_mind, mind_result
 from relic.suite.play import Contestant, parse_policy, why_not
 from relic.suite.recordings import Shape
 from relic.suite.report import build_report, write_report
-from relic.suite.run import folder_of, run, video_path
+from relic.suite.run import folder_of, records_of, run, video_path
 from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
@@ -57,6 +57,7 @@ def evaluate(
     cache: str | None = None,
     lpips: str | None = None,
     vbench: str | None = None,
+    part: tuple[int, int] = (0, 1),
     backend: Backend = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
@@ -81,6 +82,8 @@ def evaluate(
         cache: Folder of true clips, raw pixels; by default truth/ in the folder of the run.
         lpips: File with torchvision's AlexNet; by default the one in torch's cache, if it is there.
         vbench: Command of a VBench installation; by default its dimensions are not measured.
+        part: Number, from 0, and count of processes that share the cases, each given its own number; who ends
+            last writes the report.
         backend: Renderer.
         device: Where to compute; auto takes a GPU if there is one, and bf16 there.
     """
@@ -136,10 +139,16 @@ def evaluate(
             for c in contestants
         ],
     }
-    with alone(root):
+    with alone(root, part=part):
         claim(root, settings, file=SETTINGS, meaning={})
-        print(f"evaluate   {len(cases)} cases, {', '.join(c.label for c in contestants)}; {place}")
-        records = run(cases, contestants, out=root, judges=judges, seed=noise_seed, fps=clip.fps)
+        share = cases[part[0] :: part[1]]
+        print(f"evaluate   {len(share)} cases, {', '.join(c.label for c in contestants)}; {place}")
+        run(share, contestants, out=root, judges=judges, seed=noise_seed, fps=clip.fps)
+        try:
+            records = records_of(cases, contestants, out=root)
+        except FileNotFoundError:
+            print(f"scored     part {part[0]} of {part[1]}; others are to come.")
+            return
         dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
         asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
         kept = {name: value for name, value in settings.items() if name not in ("rule", "contestants")}

@@ -61,7 +61,8 @@ def members(root: Path, row: Row) -> dict[str, bytes]:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and not p.name.startswith(".lock"))
+    return {str(p.relative_to(root)): p.read_bytes() for p in files}
 
 
 def test_every_second_of_every_scene_gets_a_window(recordings, encoded):

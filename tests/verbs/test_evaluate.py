@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from relic.cli import main
+from relic.data.claim import alone
 from relic.nn.student import FewSteps
 from relic.verbs.evaluate import check_words, load_contestants
 from tests.bundles import BOUNDED, SHORT, other_clip, world_of
@@ -48,6 +49,37 @@ def test_two_memories_are_played_side_by_side_and_reported(bundle, tmp_path, cap
     assert again["cases"] == report["cases"], "nothing is played twice"
     with pytest.raises(SystemExit, match=r"was begun with seed=7919, not 5 .*another folder"):
         evaluate(bundle, tmp_path / "run", "--seed", 5, *options)
+
+
+def test_processes_that_share_the_cases_write_what_one_does(bundle, tmp_path, capsys):
+    options = ["--groups", "turn_round", "look_away", "--seconds", 5]
+    whole = evaluate(bundle, tmp_path / "whole", *options)
+    shared = tmp_path / "shared"
+    main(
+        [
+            "evaluate",
+            str(bundle),
+            "--out",
+            str(shared),
+            "--device",
+            "cpu",
+            *map(str, options),
+            "--part",
+            "1",
+            "2",
+        ]
+    )
+    assert "part 1 of 2; others are to come" in capsys.readouterr().out
+    parts = evaluate(bundle, shared, *options, "--part", 0, 2)
+    drop = lambda rows: [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]  # noqa: E731
+    assert drop(parts["cases"]) == drop(whole["cases"])
+    assert parts["summary"] == whole["summary"]
+    with pytest.raises(SystemExit, match="part=2 2 must be one of 2 parts"):
+        evaluate(bundle, shared, *options, "--part", 2, 2)
+    with alone(shared, part=(0, 2)), alone(shared, part=(1, 2)):
+        for part in ([], ["--part", 0, 2]):
+            with pytest.raises(SystemExit, match="another run is writing to"):
+                evaluate(bundle, shared, *options, *part)
 
 
 def test_a_run_does_not_go_on_with_the_same_student_played_otherwise(tmp_path):
