@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["attend", "preference"]
 
-# cuDNN is 1.7x faster than the flash kernel at our shapes on Hopper, but plans each new shape for a third of a
-# second: a student's blocks all have other lengths, and small ones are soon done either way.
+# cuDNN is 1.7x faster than the flash kernel at Wan's shapes on Hopper, but has to plan each new shape, which
+# takes long: a student's blocks all have other lengths, and small ones are soon done either way.
 WORTH_A_PLAN = 2**22  # scores of a head, queries times keys
 REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 LARGE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *REST]
