@@ -324,7 +324,9 @@ class Rollout:
             self._odometry = None
             return actions
         if self._odometry is None and self.memory.latents:
-            raise ValueError("The stream was walked before, up to here: walk the stretches after it as well.")
+            raise ValueError(
+                "The stream was walked before, or replayed, up to here: walk the stretches after it as well."
+            )
         walked, self._odometry = walk(actions, odometry=self._odometry, device=self.memory.device)
         return walked
 

@@ -222,12 +222,13 @@ def detail_loss(video: Tensor, truth: Tensor) -> Tensor:
 
 def detail(video: Tensor) -> Tensor:
     """Return the root mean square of the Laplacian (4 neighbours) of (..., 3, h, w) in each cell of 8x8
-    pixels, over channels too.
+    pixels, over channels too: (n, 1, h', w'), n pictures.
     """
-    inner = video[..., 1:-1, 1:-1]
-    beside = video[..., :-2, 1:-1] + video[..., 2:, 1:-1] + video[..., 1:-1, :-2] + video[..., 1:-1, 2:]
-    power = (4 * inner - beside).square().mean(-3)
-    cells = F.avg_pool2d(power.flatten(0, -3)[:, None], DETAIL_CELL)
+    frames = video.reshape(-1, *video.shape[-3:])
+    x = F.pad(frames, (1, 1, 1, 1), mode="replicate")
+    beside = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
+    power = (4 * frames - beside).square().mean(1, keepdim=True)
+    cells = F.avg_pool2d(power, DETAIL_CELL, ceil_mode=True)
     return (cells + LEAST_POWER).sqrt()
 
 

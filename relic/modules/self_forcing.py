@@ -90,8 +90,7 @@ class SelfForcing(StudentModule):
         critic_only_steps: Steps of the critic before that.
         accumulate: Batches whose gradients make one step.
         clip_norm: Largest norm of the gradients, of each network; null does not clip.
-        compute: How the student's blocks are executed. Each block it generates has another length of memory,
-            so compiling them rarely pays.
+        compute: How the student's blocks are executed.
         score_compute: How the blocks of teacher and critic are executed.
         cuda_graphs: Record what a turn computes as a CUDA graph, once, and replay it: for small networks,
             whose passes take longer to launch than to run. For one GPU, and a policy that does not choose by

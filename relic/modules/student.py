@@ -114,7 +114,10 @@ class StudentModule(RelicModule):
                     f"cuda_graphs=true cannot record gradients that precision={self.trainer.precision!r} "
                     "scales; use bf16-mixed or 32-true, or set cuda_graphs to false."
                 )
-            self.recorder = Recorder()
+            self.recorder = Recorder(self.parameters)
+
+    def on_validation_model_zero_grad(self) -> None:
+        self.zero_grad(set_to_none=self.recorder is None)  # recordings add to gradients where they are
 
     def build(self) -> Denoiser:
         return self.student.build()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ __all__ = ["apply_rope", "axis_widths", "grid_table", "rope_table", "yarn_freque
 BASE = 10_000.0
 TRAINED_LATENTS = 21  # the horizon Wan2.1 was trained at
 BETA_FAST, BETA_SLOW = 32.0, 1.0
+STRETCH = 128  # latents of which tables are made at once
 
 
 def axis_widths(head_width: int) -> tuple[int, int, int]:
@@ -81,24 +82,48 @@ def grid_table(
     that a pass copies nothing to it.
     """
     cell_grid(rows, columns, factor=cells)
-    sides = tuple(times), cell_middles(rows, factor=cells), cell_middles(columns, factor=cells)
-    sizes, parts = [len(side) for side in sides], []
-    for axis, (side, width) in enumerate(zip(sides, axis_widths(head_width), strict=True)):
-        yarn = factor if axis == 0 else 1.0
-        part = _axis_table(side, width, factor=yarn, dtype=dtype, device=torch.device(device))
-        place = [1, 1, 1]
-        place[axis] = sizes[axis]
-        parts.append(part.view(*place, 2, width).expand(*sizes, -1, -1))
-    return torch.cat(parts, dim=-1).flatten(0, 2)
+    widths, kind = axis_widths(head_width), (dtype, torch.device(device))
+    along = _time_table(times, widths[0], factor, *kind)
+    down = _axis_table(cell_middles(rows, factor=cells), widths[1], 1.0, *kind)
+    across = _axis_table(cell_middles(columns, factor=cells), widths[2], 1.0, *kind)
+    sizes = len(along), len(down), len(across), -1, -1
+    parts = along[:, None, None], down[None, :, None], across[None, None]
+    return torch.cat([part.expand(sizes) for part in parts], dim=-1).flatten(0, 2)
 
 
-@lru_cache(maxsize=512)
+def _time_table(
+    times: Sequence[int], width: int, factor: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the table (n, 2, width) of latents, cut from tables of long stretches: a stream without an end
+    asks for other times at every block.
+    """
+    pieces = []
+    for run in _runs(times):
+        start = run.start - run.start % STRETCH
+        table = _axis_table(tuple(range(start, start + STRETCH)), width, factor, dtype, device)
+        pieces.append(table[run.start - start : run.stop - start])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _runs(times: Sequence[int]) -> list[range]:
+    """Return times as ranges, none of which goes on from one stretch into the next."""
+    runs: list[range] = []
+    for time in times:
+        if runs and runs[-1].stop == time and time % STRETCH:
+            runs[-1] = range(runs[-1].start, time + 1)
+        else:
+            runs.append(range(time, time + 1))
+    return runs
+
+
+@cache  # never given up: what was recorded reads a table where it is
 def _axis_table(
-    places: tuple[float, ...], width: int, *, factor: float, dtype: torch.dtype, device: torch.device
+    places: tuple[float, ...], width: int, factor: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Return the table (n, 2, width) of one axis."""
     with torch.inference_mode(False), torch.no_grad():  # it may be first wanted by a sample, then by a fit
-        return _turned(torch.tensor(places), width, factor=factor).to(device, dtype)
+        at = torch.tensor(places, dtype=torch.float64, device="cpu")
+        return _turned(at, width, factor=factor).to(device, dtype)
 
 
 def _turned(places: Tensor, width: int, *, factor: float) -> Tensor:

@@ -24,7 +24,7 @@ from relic.parallel import Compute
 from relic.rollout import KeyedNoise
 from relic.types import Batch, ClipSpec
 from tests.data.recordings import latents_sample, write_dataset
-from tests.modules.recording import AsItIs, NothingFromTheHost
+from tests.modules.recording import Emulated, NothingFromTheHost
 from tests.modules.test_student import vae  # noqa: F401 - a fixture
 from tests.modules.test_teacher import teacher, trainer
 from tests.worlds import NANO, NANO_WORDS
@@ -436,22 +436,21 @@ def test_two_processes_equal_one_data_parallel_and_sharded(tmp_path):
 # -- recording -----------------------------------------------------------------------------------------------
 
 
-def fitted(root, *, recorder=None, graphs: bool = False, **settings) -> torch.Tensor:
-    """Fit for 8 steps of two batches each -> all weights."""
-    module = causal_init(ema_decay=0.5, warmup_steps=3, cuda_graphs=graphs, forcing="hybrid")
-    module.recorder = recorder
-    rows = [batch([2 * i, 2 * i + 1]) for i in range(16)]
-    trainer(root, max_steps=8, accumulate_grad_batches=2, gradient_clip_val=0.1, **settings).fit(
-        module, DataLoader(rows, batch_size=None)
-    )
+def fitted(root, *, recorded: bool = False, graphs: bool = False, **settings) -> torch.Tensor:
+    """Fit for 10 steps of two batches each, with validations between -> all weights."""
+    module = causal_init(ema_decay=0.5, warmup_steps=3, cuda_graphs=graphs)
+    module.recorder = Emulated(module.parameters) if recorded else None
+    rows = [batch([2 * i, 2 * i + 1]) for i in range(20)]
+    trainer(
+        root, max_steps=10, accumulate_grad_batches=2, gradient_clip_val=0.1, val_check_interval=4, **settings
+    ).fit(module, DataLoader(rows, batch_size=None), DataLoader(rows[:1], batch_size=None))
+    if recorded:
+        assert module.recorder.calls == ["learn"] * 20
     return torch.cat([v.flatten().cpu() for v in module.state_dict().values()])
 
 
-def test_steps_that_are_recorded_train_as_others_do(tmp_path):
-    recorder = AsItIs()
-    plain, recorded = fitted(tmp_path / "a"), fitted(tmp_path / "b", recorder=recorder)
-    assert recorder.calls == ["learn"] * 16
-    assert torch.equal(plain, recorded)
+def test_steps_that_are_recorded_train_as_others_do_validations_or_not(tmp_path):
+    assert torch.equal(fitted(tmp_path / "a"), fitted(tmp_path / "b", recorded=True))
 
 
 @pytest.mark.parametrize("forcing", ["hybrid", "diffusion", "teacher"])

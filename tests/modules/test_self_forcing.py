@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning import Callback
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
 
 from relic.modules import SelfForcing
 from relic.modules.self_forcing import Turns
@@ -21,7 +22,7 @@ from relic.rollout import KeyedNoise
 from relic.stages import Checkpoint
 from relic.types import ClipSpec, Mixed
 from tests.modules.distillation import CLIP, STUDENT, Rollouts, batch, self_forcing, write_files
-from tests.modules.recording import AsItIs, NothingFromTheHost
+from tests.modules.recording import Emulated, NothingFromTheHost
 from tests.modules.test_teacher import trainer
 from tests.nn.streams import part
 
@@ -260,14 +261,20 @@ def test_a_turn_asks_nothing_of_the_host(files, monkeypatch, context, grid):
     assert all(p.grad is not None for p in (*module.trained.parameters(), *module.fake.parameters()))
 
 
-def test_turns_that_are_recorded_train_as_others_do(files, tmp_path):
+class Validated(Rollouts):
+    def val_dataloader(self):
+        return DataLoader([batch([90, 91])], batch_size=None)
+
+
+def test_turns_that_are_recorded_train_as_others_do_validations_or_not(files, tmp_path):
     weights = []
-    for recorder in (None, AsItIs()):
+    for recorded in (False, True):
         module = self_forcing(files, accumulate=2)
-        module.recorder = recorder
-        trainer(tmp_path / str(len(weights)), max_steps=7).fit(module, Rollouts(batches=14))
+        module.recorder = Emulated(module.parameters) if recorded else None
+        settings = {"max_steps": 13, "val_check_interval": 3}
+        trainer(tmp_path / str(recorded), **settings).fit(module, Validated(batches=26))
         weights.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
-    assert recorder.calls.count("student_turn") == 4 and len(recorder.calls) == 14
+    assert module.recorder.calls.count("student_turn") == 8 and len(module.recorder.calls) == 26
     assert torch.equal(*weights)
 
 
@@ -286,9 +293,8 @@ def test_turns_are_replayed_as_they_were_recorded(files, tmp_path, exit_step):
     for graphs in (False, True):
         record = Record()
         module = self_forcing(files, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0)
-        trainer(tmp_path / str(graphs), max_steps=20, accelerator="gpu", callbacks=[record]).fit(
-            module, Rollouts(batches=20)
-        )
+        settings = {"max_steps": 20, "accelerator": "gpu", "val_check_interval": 5}
+        trainer(tmp_path / str(graphs), callbacks=[record], **settings).fit(module, Validated(batches=20))
         modules.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
         logs.append(record.logged)
     torch.testing.assert_close(*modules, atol=1e-4, rtol=1e-3)

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relic.ops.pooling import cell_positions
-from relic.ops.rope import apply_rope, axis_widths, grid_table, rope_table, yarn_frequencies
+from relic.ops.rope import (
+    _axis_table,
+    apply_rope,
+    axis_widths,
+    grid_table,
+    rope_table,
+    yarn_frequencies,
+)
 
 
 def test_a_head_of_128_splits_into_44_42_42():
@@ -61,6 +68,16 @@ def test_the_table_of_a_grid_is_that_of_its_positions(cells):
     assert torch.equal(grid_table(times, 5, 7, cells=cells, **sizes), expected)
     rounded = grid_table(times, 5, 7, cells=cells, dtype=torch.float32, **sizes)
     assert torch.equal(rounded, expected.float())
+
+
+def test_times_far_on_and_out_of_order_have_their_rows():
+    times = (126, 127, 128, 300, 5, 4)
+    expected = rope_table(cell_positions(times, 2, 3), head_width=24)
+    assert torch.equal(grid_table(times, 2, 3, head_width=24), expected)
+    known = _axis_table.cache_info().currsize
+    for start in range(384, 384 + 128, 4):  # a stream goes on
+        grid_table(range(start, start + 4), 2, 3, head_width=24)
+    assert _axis_table.cache_info().currsize == known + 1
 
 
 def test_a_table_first_wanted_by_a_sample_can_be_trained_with():
