@@ -150,7 +150,9 @@ def main() -> None:
             path = str(root / f"{folder}_{args.arm}_seed{seed}" / "student.safetensors")
             videos = roll_out(path, clips, vae=codec, device=device)
             add(name, videos, seconds=time.monotonic() - start)
-    teacher = str(root / "teacher_20s" / "teacher.safetensors")
+    own_teacher = root / f"teacher_20s_{args.arm}"  # of an arm with another network
+    folder = own_teacher if own_teacher.exists() else root / "teacher_20s"
+    teacher = str(folder / "teacher.safetensors")
     own = TeacherExtension.from_file(teacher, vae=vae).sampler
     for steps in (4, own.steps):
         start = time.monotonic()

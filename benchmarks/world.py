@@ -32,6 +32,7 @@ import yaml
 from machine import describe_machine
 
 from relic.cli import find_config
+from relic.data.claim import in_turn
 
 SECONDS = {
     "autoencoder": 130,
@@ -84,7 +85,9 @@ class Chain:
         else:
             start = time.monotonic()
             print(f"{name} ...", flush=True)
-            logs = [self.root / "logs" / f"{name}_{number}.log" for number in range(len(commands))]
+            logs = [self.root / "logs" / f"{name}_{path.parent.name}.log" for path in products]
+            if len(logs) != len(commands):
+                logs = [self.root / "logs" / f"{name}.log"] * len(commands)
             for at in range(0, len(commands), at_a_time or len(commands)):
                 part = slice(at, at + (at_a_time or len(commands)))
                 places = [self.args.gpus[i % len(self.args.gpus)] for i in range(len(commands[part]))]
@@ -100,9 +103,10 @@ class Chain:
     def note(self, name: str, seconds: float) -> None:
         """Add the seconds of a stage to those of the other pieces of the run."""
         path = self.root / "seconds.json"
-        known = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine()}
-        known[name] = known.get(name, 0) + round(seconds, 1)
-        path.write_text(json.dumps(known, indent=1))
+        with in_turn(self.root):
+            known = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine()}
+            known[name] = known.get(name, 0) + round(seconds, 1)
+            path.write_text(json.dumps(known, indent=1))
         print(f"{name}: {seconds:.0f} s", flush=True)
 
     def fit(self, stage: str, folder: Path, data: Path, settings: dict[str, Any]) -> list[object]:
@@ -270,7 +274,8 @@ def begin(command: Sequence[object], log: Path, *, gpu: int) -> subprocess.Popen
         out.write(f"$ relic {shlex.join(words)}\n")
         out.flush()
         command = [sys.executable, "-m", "relic.cli", *words]
-        seen = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        known = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        seen = os.environ | {"CUDA_VISIBLE_DEVICES": known[gpu] if known else str(gpu)}
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=seen)
 
 

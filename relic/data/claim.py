@@ -12,14 +12,15 @@ from typing import Any
 
 from relic.data.index import INDEX_NAME
 
-__all__ = ["alone", "claim", "remove_leftovers"]
+__all__ = ["alone", "claim", "in_turn", "remove_leftovers"]
 
 
 @contextmanager
 def alone(root: Path, *, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
     """Hold a folder, so that two runs do not write the same files; a killed run lets go by itself.
 
-    part: (i, n) is one of n runs that share the work; each part is held by one run, the whole by none then.
+    part: (i, n) is one of n runs that share the work: each part is held by one run, the whole by none then.
+        Runs that share it otherwise are not kept apart; what they write must bear being written twice.
 
     Raises:
         ValueError: If another run holds it, or there is no such part.
@@ -35,6 +36,20 @@ def alone(root: Path, *, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
         held.enter_context(_locked(root / ".lock", shared=parts > 1))
         if parts > 1:
             held.enter_context(_locked(root / f".lock-{number}-{parts}", shared=False))
+        yield
+
+
+@contextmanager
+def in_turn(root: Path) -> Iterator[None]:
+    """Wait until no other run is inside: for what parts of a run must not do at the same time."""
+    root.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (root / ".lock-turn").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -59,7 +74,12 @@ def claim(out: Path, description: Mapping[str, Any], *, file: str, meaning: Mapp
     Raises:
         ValueError: Naming what differs, or if something else lies there.
     """
-    path = out / file
+    with in_turn(out):
+        _claim(out / file, description, meaning=meaning)
+
+
+def _claim(path: Path, description: Mapping[str, Any], *, meaning: Mapping[str, str]) -> None:
+    out = path.parent
     if not path.exists():
         if any(out.glob("shards/*.tar")) or (out / INDEX_NAME).exists():
             raise ValueError(f"{out} holds a dataset that was not made here; give an empty folder.")

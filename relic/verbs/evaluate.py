@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from relic.data.claim import alone, claim
+from relic.data.claim import alone, claim, in_turn
 from relic.engine.capture import Backend, choose_backend
 from relic.engine.recording import ENGINE
 from relic.metrics.pose.estimator import PoseEstimator
@@ -149,17 +149,18 @@ def evaluate(
         except FileNotFoundError:
             print(f"scored     part {part[0]} of {part[1]}; others are to come.")
             return
-        dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
-        asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
-        kept = {name: value for name, value in settings.items() if name not in ("rule", "contestants")}
-        report = build_report(
-            records, contestants, title=f"{suite}: {', '.join(c.label for c in contestants)}",
-            rule=str(judges.rule), settings=kept | asked, machine=machine(place), not_measured=not_measured,
-            vbench=dimensions,
-        )  # fmt: skip
-        write_report(root, report)
-        if suite == "mind":
-            write_mind_results(cases, contestants, records, root=root)
+        with in_turn(root):  # parts that end together
+            dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
+            asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
+            kept = {name: value for name, value in settings.items() if name not in ("rule", "contestants")}
+            report = build_report(
+                records, contestants, title=f"{suite}: {', '.join(c.label for c in contestants)}",
+                rule=str(judges.rule), settings=kept | asked, machine=machine(place),
+                not_measured=not_measured, vbench=dimensions,
+            )  # fmt: skip
+            write_report(root, report)
+            if suite == "mind":
+                write_mind_results(cases, contestants, records, root=root)
     for text in not_measured:
         print(f"missing    {text}")
     print(f"scored     {report['cases_scored']} cases, {len(report['skipped'])} skipped")

@@ -86,7 +86,7 @@ def render(
         fps: Frames a second.
         seed: Seed of scenes and camera paths.
         workers: Processes that render; by default one a core.
-        backend: Renderer: egl (graphics driver), software (needs none), or auto for the first that works.
+        backend: Renderer: egl (graphics driver), software (needs none), or auto: egl with a GPU.
         clip_seconds: Shortest and longest recording, where there are minutes enough.
     """
     ClipSpec(height=size[0], width=size[1], fps=fps)
