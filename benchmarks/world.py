@@ -85,7 +85,7 @@ class Chain:
         else:
             start = time.monotonic()
             print(f"{name} ...", flush=True)
-            logs = [self.root / "logs" / f"{name}_{path.parent.name}.log" for path in products]
+            logs = [self.root / "logs" / f"{path.parent.name}.log" for path in products]
             if len(logs) != len(commands):
                 logs = [self.root / "logs" / f"{name}.log"] * len(commands)
             for at in range(0, len(commands), at_a_time or len(commands)):
