@@ -17,6 +17,7 @@ from relic.nn.tensor_files import TensorsInMemory
 from relic.nn.tuning import ControlFirst, FullTuning, LowRank
 from relic.nn.wan_layout import write_public
 from relic.ops.flow import steps_to
+from relic.ops.retention import Compressed, Full, Window
 from relic.stages import Checkpoint, RelicCLI
 from tests.worlds import NANO, NANO_CLIP, NANO_WORDS, LatentWorld
 
@@ -287,3 +288,24 @@ def test_batches_of_a_recipe_can_be_shared_by_the_gpus_that_its_header_names(siz
     data = cli.datamodule
     assert data.global_batch % ranks == data.validation_windows % ranks == 0
     assert data.batches_per_epoch % cli.trainer.accumulate_grad_batches == 0
+
+
+# -- arms of the comparison -------------------------------------------------------------------------------
+
+ARMS = ROOT.parent / "benchmarks" / "arms.yaml"
+POLICIES = {
+    "compressed": Compressed(), "window_8": Window(latents=8), "window_20": Window(latents=20), "full": Full(),
+}  # fmt: skip
+
+
+def test_every_arm_of_the_comparison_is_a_student_that_can_be_fitted(tmp_path):
+    arms = yaml.safe_load(ARMS.read_text())
+    assert POLICIES.keys() <= arms.keys()
+    for name, arm in arms.items():
+        settings = {"net": arm.get("network", {}), **arm.get("student", {}), **arm.get("causal_init", {})}
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump({"model": {"init_args": settings}}))
+        model = build(CAUSAL_INITS[0], config, extra=("--data.clip.block_latents=2",)).model
+        assert model.student.policy == POLICIES.get(name, Compressed())
+        assert model.net_config.control.poses == (name != "no_pose")
+        assert model.forcing == ("teacher" if name == "teacher_forcing" else "hybrid")
