@@ -294,7 +294,10 @@ def test_batches_of_a_recipe_can_be_shared_by_the_gpus_that_its_header_names(siz
 
 ARMS = ROOT.parent / "benchmarks" / "arms.yaml"
 POLICIES = {
-# -- arms of the comparison ----------------------------------------------------------------------------------
+    "compressed": Compressed(),
+    "window_8": Window(latents=8),
+    "window_20": Window(latents=20),
+    "full": Full(),
 }  # fmt: skip
 
 
