@@ -298,7 +298,7 @@ POLICIES = {
     "window_8": Window(latents=8),
     "window_20": Window(latents=20),
     "full": Full(),
-}  # fmt: skip
+}
 
 
 def test_every_arm_of_the_comparison_is_a_student_that_can_be_fitted(tmp_path):

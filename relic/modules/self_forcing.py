@@ -1,4 +1,7 @@
-"""Self-forcing: the student learns from clips it generated itself, as a teacher sees them (paper §4.4)."""
+"""Self-forcing: the student learns from clips it generated itself, as a teacher sees them (paper §4.4).
+
+Longer than most files: two optimisers' turns, the rollout and its replay are one idea.
+"""
 
 from __future__ import annotations
 
