@@ -151,7 +151,7 @@ def latents_of_worlds(args: argparse.Namespace, root: Path) -> tuple[Path, Path,
             if wanted:
                 encode(
                     str(root / f"clips_{name}"), out=str(root / f"latents_{name}"), vae=str(vae),
-                    horizon=(args.frames,), stride_seconds=0.5, workers=args.workers,
+                    horizon=(args.frames,), stride_seconds=args.stride, workers=args.workers,
                 )  # fmt: skip
     return root / "latents_plain", root / "latents_actions", vae
 
@@ -179,7 +179,7 @@ def fit_vae(args: argparse.Namespace, root: Path, *, clips: Path) -> Path:
 def teacher(args: argparse.Namespace, *, lr: float, **settings: Any) -> TeacherExtension:
     """Make a tiny teacher."""
     return TeacherExtension(
-        words=WordTableConfig(), ema_decay=0.99, warmup_steps=20,
+        words=WordTableConfig(), ema_decay=0.99, warmup_steps=20, level_shift=3.0,
         optimizer=lambda p: torch.optim.AdamW(p, lr=lr, betas=(0.9, 0.95), weight_decay=0.01),
         **settings,
     )  # fmt: skip
@@ -316,6 +316,7 @@ def parse_args() -> argparse.Namespace:
     add("--actions", type=float, nargs=2, default=[3, 3.0], help="scenes and minutes with actions")
     add("--size", type=int, nargs=2, default=[64, 96])
     add("--frames", type=int, default=33)
+    add("--stride", type=float, default=0.5, help="seconds between windows")
     add("--batch", type=int, default=8)
     add("--prior_lr", type=float, default=3e-3)
     add("--lr", type=float, default=1e-3, help="of every arm")

@@ -49,6 +49,7 @@ FORCING: dict[str, Any] = {  # the critic has little time to catch up, and capti
         "init_args": {"lr": 1.0e-4, "betas": [0.0, 0.999], "weight_decay": 0.01},
     },
 }  # fmt: skip
+RATES = {"5s": 2e-3, "20s": 1e-3}  # of the teachers
 NET = {
     "width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32,
     "control": {"width": 64},
@@ -187,6 +188,8 @@ class Chain:
             settings: dict[str, Any] = {
                 "net": merged(NET, self.arm.get("network", {})), "vae": str(self.vae),
                 "compute": {"compile_blocks": self.args.device == "gpu"},
+                "optimizer": {"class_path": "torch.optim.AdamW",
+                              "init_args": {"lr": RATES[horizon], "betas": [0.9, 0.95], "weight_decay": 0.01}},
             }  # fmt: skip
             if before:
                 settings["net"] |= {"rope_factor": YARN}

@@ -151,8 +151,11 @@ class Autoencoder(RelicModule):
 
     @torch.no_grad()
     def track_moments(self, mu: Tensor) -> None:
-        """Move the mean and std by which latents are normalised towards those of `mu` (b, t, c, h, w), of all
-        ranks together.
+        """Move the mean of each channel, and the one scale of all of them, towards those of `mu` (b, t, c, h, w),
+        of all ranks together.
+
+        One scale, so that latents have variance 1 on the whole and coarse channels stay larger than fine ones:
+        scaled one by one, the channels that hardly show would be most of what a denoiser is fitted to.
         """
         vae = self.trained
         axes = (0, 1, 3, 4)
@@ -164,7 +167,7 @@ class Autoencoder(RelicModule):
         rate = 1.0 / min(self.moment_updates, MOMENT_MEMORY)
         mean, square = torch.stack([vae.mean, vae.std.square() + vae.mean.square()]).lerp(seen, rate)
         vae.mean.copy_(mean)
-        vae.std.copy_((square - mean.square()).clamp(min=1e-6).sqrt())
+        vae.std.copy_((square - mean.square()).mean().clamp(min=1e-6).sqrt().expand_as(mean))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
