@@ -279,9 +279,7 @@ def draw(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
         panel.plot(gain, kept, color="0.6", linewidth=1)
         steps = [row["step"] for row in history]
         dots = panel.scatter(gain, kept, c=steps, cmap="viridis", vmin=0, vmax=most, s=22, zorder=2)
-        panel.annotate(f"step {steps[-1]:.0f}", (gain[-1], kept[-1]), fontsize=8, xytext=(4, 4),
-                       textcoords="offset points")  # fmt: skip
-        panel.set_title(name, fontsize=10)
+        panel.set_title(f"{name}, {steps[-1]:.0f} steps", fontsize=10)
         panel.set_xlabel("control gained (%)")
     axes[0].set_ylabel("prior kept (%)")
     figure.colorbar(dots, ax=list(axes), label="optimiser step", fraction=0.02)
