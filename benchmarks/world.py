@@ -3,7 +3,8 @@
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
     (5 s, then 20 s), the bundles
 
-Students of several seeds share one teacher and one set of pairs; several GPUs share students and ODE pairs.
+Students of several seeds share one teacher and one set of pairs. Several GPUs fit a teacher together, and
+share students and ODE pairs.
 A stage is left out if its product is there, and a stopped one goes on, so the run can be cut into pieces:
 `--until teacher_5s` ends after that stage. Weights lie beside the logs of each stage; seconds are in
 seconds.json. Arms of the comparison, `--arm window_8` of arms.yaml, share all but what differs.
@@ -78,8 +79,12 @@ class Chain:
         commands: Sequence[Sequence[object]],
         *,
         at_a_time: int | None = None,
+        whole: bool = False,
     ) -> None:
-        """Run the commands of a stage, so many at a time (all by default), unless its products are there."""
+        """Run the commands of a stage, so many at a time (all by default), unless its products are there.
+
+        whole: each command sees all GPUs; else one, in turn.
+        """
         products = [product] if isinstance(product, Path) else product
         if all(path.exists() for path in products):
             print(f"{name}: there already", flush=True)
@@ -91,9 +96,10 @@ class Chain:
                 logs = [self.root / "logs" / f"{name}.log"] * len(commands)
             for at in range(0, len(commands), at_a_time or len(commands)):
                 part = slice(at, at + (at_a_time or len(commands)))
-                places = [self.args.gpus[i % len(self.args.gpus)] for i in range(len(commands[part]))]
+                gpus = self.args.gpus
+                places = [gpus if whole else [gpus[i % len(gpus)]] for i in range(len(commands[part]))]
                 jobs = zip(commands[part], logs[part], places, strict=True)
-                running = [begin(words, log, gpu=gpu) for words, log, gpu in jobs]
+                running = [begin(words, log, gpus=seen) for words, log, seen in jobs]
                 for log, process in zip(logs[part], running, strict=True):
                     if process.wait():
                         sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
@@ -188,17 +194,23 @@ class Chain:
             settings: dict[str, Any] = {
                 "net": merged(NET, self.arm.get("network", {})), "vae": str(self.vae),
                 "compute": {"compile_blocks": self.args.device == "gpu"},
-                "optimizer": {"class_path": "torch.optim.AdamW",
-                              "init_args": {"lr": RATES[horizon], "betas": [0.9, 0.95], "weight_decay": 0.01}},
+                "optimizer": {
+                    "class_path": "torch.optim.AdamW",
+                    "init_args": {"lr": RATES[horizon], "betas": [0.9, 0.95], "weight_decay": 0.01},
+                },
             }  # fmt: skip
             if before:
                 settings["net"] |= {"rope_factor": YARN}
                 settings["init"] = {"path": str(self.teacher(before)), "rope_factor": "restate"}
             settings |= self.started(stage, "teacher")
-            given = {"model": {"init_args": settings}, "data": {"global_batch": self.args.batch[horizon]}}
+            given: dict[str, Any] = {
+                "model": {"init_args": settings}, "data": {"global_batch": self.args.batch[horizon]},
+            }  # fmt: skip
+            if len(self.args.gpus) > 1:
+                given["trainer"] = {"devices": len(self.args.gpus), "strategy": "ddp"}
             product = self.teacher(horizon)
             command = self.fit(stage, product.parent, self.root / f"latents_{horizon}", given)
-            self.run(product.parent.name, product, [command])
+            self.run(product.parent.name, product, [command], whole=True)
 
     def started(self, stage: str, kind: str) -> dict[str, Any]:
         """Return the setting that goes on from an earlier run, if one is given."""
@@ -270,15 +282,15 @@ class Chain:
         self.run(f"bundles_{self.args.arm}", products, commands)
 
 
-def begin(command: Sequence[object], log: Path, *, gpu: int) -> subprocess.Popen[bytes]:
-    """Start a relic command that sees one GPU and adds what it says to a file."""
+def begin(command: Sequence[object], log: Path, *, gpus: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start a relic command that sees these GPUs and adds what it says to a file."""
     words = [str(word) for word in command]
     with log.open("a") as out:
         out.write(f"$ relic {shlex.join(words)}\n")
         out.flush()
         command = [sys.executable, "-m", "relic.cli", *words]
         known = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        seen = os.environ | {"CUDA_VISIBLE_DEVICES": known[gpu] if known else str(gpu)}
+        seen = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(known[i] if known else str(i) for i in gpus)}
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=seen)
 
 

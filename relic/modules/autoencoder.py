@@ -151,11 +151,11 @@ class Autoencoder(RelicModule):
 
     @torch.no_grad()
     def track_moments(self, mu: Tensor) -> None:
-        """Move the mean of each channel, and the one scale of all of them, towards those of `mu` (b, t, c, h, w),
-        of all ranks together.
+        """Move the mean of each channel, and the one scale of all of them, towards those of `mu`
+        (b, t, c, h, w), of all ranks together.
 
-        One scale, so that latents have variance 1 on the whole and coarse channels stay larger than fine ones:
-        scaled one by one, the channels that hardly show would be most of what a denoiser is fitted to.
+        One scale, so that latents have variance 1 on the whole and coarse channels stay larger than fine
+        ones: scaled one by one, channels that hardly show would be most of what a denoiser is fitted to.
         """
         vae = self.trained
         axes = (0, 1, 3, 4)
