@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -34,6 +35,7 @@ from machine import describe_machine
 
 from relic.cli import find_config
 from relic.data.claim import in_turn
+from relic.engine.capture import FIELD_OF_VIEW_DEG
 
 SECONDS = {
     "autoencoder": 130,
@@ -192,12 +194,9 @@ class Chain:
         for horizon, before in (("5s", None), ("20s", "5s")):
             stage = f"teacher_{horizon}"
             settings: dict[str, Any] = {
-                "net": merged(NET, self.arm.get("network", {})), "vae": str(self.vae),
+                "net": self.net, "vae": str(self.vae),
                 "compute": {"compile_blocks": self.args.device == "gpu"},
-                "optimizer": {
-                    "class_path": "torch.optim.AdamW",
-                    "init_args": {"lr": RATES[horizon], "betas": [0.9, 0.95], "weight_decay": 0.01},
-                },
+                "optimizer": {"class_path": "relic.parallel.Muon", "init_args": {"lr": RATES[horizon]}},
             }  # fmt: skip
             if before:
                 settings["net"] |= {"rope_factor": YARN}
@@ -222,6 +221,13 @@ class Chain:
     @property
     def arm(self) -> dict[str, Any]:
         return self.args.arms[self.args.arm]
+
+    @property
+    def net(self) -> dict[str, Any]:
+        """Sizes of all networks of the arm: tokens know the rays of the engine's camera."""
+        half = math.tan(math.radians(FIELD_OF_VIEW_DEG) / 2)
+        rays = [half, half * self.args.size[0] / self.args.size[1]]
+        return merged(merged(NET, {"control": {"rays": rays}}), self.arm.get("network", {}))
 
     def shared(self, name: str) -> Path:
         """Return the folder of what arms share unless they have another network."""
@@ -253,7 +259,7 @@ class Chain:
         """Return the command that fits a stage of a student."""
         start = self.teacher("20s") if before is None else self.student(before, seed)
         settings: dict[str, Any] = {
-            "net": {**merged(NET, self.arm.get("network", {})), "rope_factor": YARN},
+            "net": {**self.net, "rope_factor": YARN},
             "vae": str(self.vae), "seed": seed, "init": {"path": str(start)},
             "cuda_graphs": self.args.device == "gpu",
         }  # fmt: skip

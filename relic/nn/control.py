@@ -4,6 +4,9 @@
 Both encoders group frames as the VAE does (1 + 4 + 4 + ...) and pass an MLP of small width; each block reads
 them through linear layers that start at zero, so that a freshly wrapped network computes what it did without
 control.
+
+Past the paper, `ControlConfig.rays` gives every token the viewing ray through it besides the pose of its
+latent: what looks the same way then has like queries and keys, and no network need find that out by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from relic.ops.actions import CHANNELS
+from relic.ops.camera import ray_features
 from relic.types import TIME_STRIDE, Controls
 
 __all__ = [
@@ -27,6 +31,8 @@ __all__ = [
 ]
 
 POSE_FEATURES = 9
+RAY_FREQUENCIES = (2.0, 4.0, 8.0)
+RAY_FEATURES = 8 + 6 * len(RAY_FREQUENCIES)
 
 
 def is_control(name: str) -> bool:
@@ -41,10 +47,26 @@ class ControlConfig:
     Args:
         width: Hidden width of both encoders, and of what every block reads.
         poses: Whether blocks add the pose embedding to Q and K (off only for ablations).
+        rays: Half the width and half the height of the picture, in focal lengths (1 is a 90° view): the pose
+            embedding is then one for each token, of the ray through it at its latent's last frame. Null for
+            the paper's, one for all tokens of a latent.
     """
 
     width: int = 256
     poses: bool = True
+    rays: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rays is None:
+            return
+        if not self.poses:
+            raise ValueError(f"rays={self.rays} are part of the pose embedding; set poses=True, or no rays.")
+        if len(self.rays) != 2 or min(self.rays) <= 0:
+            raise ValueError(
+                f"rays={self.rays} must be two positive numbers: half the width and half the height of the "
+                "picture, in focal lengths."
+            )
+        object.__setattr__(self, "rays", tuple(self.rays))  # JSON has no tuples
 
 
 def group_frames(x: Tensor, *, starts_clip: bool) -> Tensor:
@@ -65,7 +87,7 @@ def group_frames(x: Tensor, *, starts_clip: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class ControlStates:
-    """What blocks read: encoded actions and, unless dropped, poses, each (b, t, width)."""
+    """What blocks read: encoded actions (b, t, width) and, unless dropped, poses (b, t, 1 or s, width)."""
 
     action: Tensor
     pose: Tensor | None
@@ -75,11 +97,9 @@ class ControlStates:
         return ControlStates(self.action.to(dtype), None if self.pose is None else self.pose.to(dtype))
 
 
-def encoder(channels: int, width: int) -> nn.Sequential:
-    """Return an MLP over grouped frames: (b, t, 4·channels) -> (b, t, width)."""
-    return nn.Sequential(
-        nn.Linear(TIME_STRIDE * channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-    )
+def encoder(features: int, width: int) -> nn.Sequential:
+    """Return an MLP: (..., features) -> (..., width)."""
+    return nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
 
 class ControlEncoders(nn.Module):
@@ -87,17 +107,26 @@ class ControlEncoders(nn.Module):
 
     def __init__(self, config: ControlConfig) -> None:
         super().__init__()
-        self.action = encoder(len(CHANNELS), config.width)
-        self.pose = encoder(POSE_FEATURES, config.width) if config.poses else None
+        self.rays = config.rays
+        self.action = encoder(TIME_STRIDE * len(CHANNELS), config.width)
+        features = TIME_STRIDE * POSE_FEATURES + (RAY_FEATURES if config.rays else 0)
+        self.pose = encoder(features, config.width) if config.poses else None
 
-    def forward(self, controls: Controls, *, starts_clip: bool) -> ControlStates:
+    def forward(self, controls: Controls, *, starts_clip: bool, grid: tuple[int, int]) -> ControlStates:
+        """grid: rows and columns of the tokens of a latent."""
         dtype = next(self.action.parameters()).dtype
         action = self.action(group_frames(controls.actions.to(dtype), starts_clip=starts_clip))
         if self.pose is None or controls.poses is None:
             return ControlStates(action, None)
-        return ControlStates(
-            action, self.pose(group_frames(controls.poses.to(dtype), starts_clip=starts_clip))
-        )
+        poses = group_frames(controls.poses, starts_clip=starts_clip)[:, :, None]
+        if self.rays is not None:
+            rows, columns = grid
+            last = poses[:, :, 0, -POSE_FEATURES:]
+            rays = ray_features(
+                last, rows=rows, columns=columns, reach=self.rays, frequencies=RAY_FREQUENCIES
+            )
+            poses = torch.cat([poses.expand(-1, -1, rows * columns, -1), rays], dim=-1)
+        return ControlStates(action, self.pose(poses.to(dtype)))
 
 
 class BlockControl(nn.Module):
@@ -110,7 +139,7 @@ class BlockControl(nn.Module):
         self.pose_k = nn.Linear(config.width, width) if config.poses else None
 
     def address(self, states: ControlStates) -> tuple[Tensor | None, Tensor | None]:
-        """Return what poses add to Q and K, (b, t, d) each, or None if they are dropped."""
+        """Return what poses add to Q and K, (b, t, 1 or s, d) each, or None if they are dropped."""
         if states.pose is None or self.pose_q is None or self.pose_k is None:
             return None, None
         return self.pose_q(states.pose), self.pose_k(states.pose)

@@ -117,7 +117,8 @@ class SelfAttention(Attention):
         to_k: Tensor | None,
         memory: LayerContext | None = None,
     ) -> tuple[Tensor, KV | None]:
-        """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: (b, t, d) pose embeddings, or None.
+        """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: pose embeddings
+        (b, t, 1 or s, d), or None.
 
         Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks
         for.
@@ -125,7 +126,7 @@ class SelfAttention(Attention):
         latents = x.shape[1]
         q, k, v = self.q(x), self.k(x), self.v(x)
         if to_q is not None and to_k is not None:
-            q, k = q + to_q[:, :, None], k + to_k[:, :, None]
+            q, k = q + to_q, k + to_k
         q, k, v = (rearrange(y, "b t s d -> b (t s) d") for y in (q, k, v))
         q, k, v = self.split(self.norm_q(q)), self.split(self.norm_k(k)), self.split(v)
         fresh: KV | None = None
@@ -321,7 +322,7 @@ class DiT(nn.Module):
         prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
         dtype, states = self.product_dtype, None
         if controls is not None and self.control is not None:
-            states = self.control(controls, starts_clip=times[0] == 0).to(dtype)
+            states = self.control(controls, starts_clip=times[0] == 0, grid=(rows, columns)).to(dtype)
         kept: list[KV] = []
         for i, (block, prompt) in enumerate(zip(self.blocks, prompts, strict=True)):
             past = None if memory is None else memory.layer(i)

@@ -5,7 +5,10 @@ All functions compute in float64: an action stream of minutes is integrated step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -18,6 +21,7 @@ __all__ = [
     "orthonormalise",
     "pose_features",
     "project",
+    "ray_features",
     "relative",
     "rigid",
     "rotation_from_angles",
@@ -171,6 +175,32 @@ def pose_features(c2w: Tensor, *, d_bar: float | Tensor = 1.0) -> Tensor:
     position = c2w[..., :3, 3] / unit
     columns = rearrange(c2w[..., :3, :2], "... i j -> ... (j i)")
     return torch.cat([position, columns], dim=-1).float()
+
+
+def ray_features(
+    poses: Tensor, *, rows: int, columns: int, reach: tuple[float, float], frequencies: Sequence[float]
+) -> Tensor:
+    """Describe the viewing rays through the middles of a picture's cells, row after row.
+
+    poses: (..., 9) from `pose_features`; reach: half the width and half the height of the picture, in focal
+    lengths (1 is a 90° view) -> (..., rows · columns, 8 + 6 · frequencies): the place in the picture in
+    [-1, 1], the ray's direction d in the clip's axes, its moment (position x d), and the sines and cosines of
+    d times each frequency.
+    """
+    position, right, down = poses.unflatten(-1, (3, 3)).unbind(-2)
+    rotation = torch.stack([right, down, torch.linalg.cross(right, down)], dim=-1)
+    x, y = (
+        (torch.arange(count, dtype=poses.dtype, device=poses.device) + 0.5) * (2 / count) - 1
+        for count in (columns, rows)
+    )
+    place = torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=-1)
+    ahead = torch.stack(
+        [place[:, 0] * reach[0], place[:, 1] * reach[1], torch.ones_like(place[:, 0])], dim=-1
+    )
+    ray = F.normalize(ahead, dim=-1) @ rotation.mT
+    moment = torch.linalg.cross(position[..., None, :].expand_as(ray), ray)
+    waves = [wave(ray * frequency) for frequency in frequencies for wave in (torch.sin, torch.cos)]
+    return torch.cat([place.expand(*ray.shape[:-1], 2), ray, moment, *waves], dim=-1)
 
 
 def project(points: Tensor, w2c: Tensor, *, intrinsics_px: Tensor) -> tuple[Tensor, Tensor]:

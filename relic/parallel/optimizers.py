@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], settings)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; parameters without a gradient are left alone."""
         loss = None
         if closure is not None:

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo.testing
 
+from relic.nn.control import ControlConfig
 from relic.nn.forcing import forced_velocity
 from relic.nn.memory import Compressed, Full, SinkWindow, Window
 from relic.ops.actions import controls_of
@@ -93,9 +96,11 @@ def test_a_learned_pooling_operator_is_trained_through_the_prefix():
     assert pool.mix.grad.abs() > 1e-5
 
 
+@pytest.mark.parametrize("rays", [None, (0.8, 0.5)])
 @pytest.mark.parametrize("policy", POLICIES, ids=[str(p) for p in POLICIES])
-def test_a_noisy_block_after_a_clean_prefix_is_what_a_stream_would_compute(policy):
-    net, text, actions = network(CONTROLLED), normal(2, 3, 6), torch.rand(2, 49, 13).double()
+def test_a_noisy_block_after_a_clean_prefix_is_what_a_stream_would_compute(policy, rays):
+    net = network(replace(CONTROLLED, control=ControlConfig(width=8, rays=rays)))
+    text, actions = normal(2, 3, 6), torch.rand(2, 49, 13).double()
     controls, sigma = controls_of(actions), levels(13)
     clean, noisy = clip(9), clip(4, seed=7)
     forced = forced_velocity(

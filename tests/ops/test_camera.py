@@ -15,6 +15,7 @@ from relic.ops.camera import (
     orthonormalise,
     pose_features,
     project,
+    ray_features,
     relative,
     rigid,
     rotation_from_angles,
@@ -219,6 +220,26 @@ def test_pose_features_take_one_unit_per_sample():
         [pose_features(path, d_bar=float(unit)) for path, unit in zip(paths, units, strict=True)]
     )
     assert torch.equal(pose_features(paths, d_bar=units), alone)
+
+
+def test_rays_go_through_the_middles_of_cells():
+    rows, columns, reach = 3, 4, (0.8, 0.6)
+    c2w = cameras(7)
+    poses = pose_features(c2w).double()
+    rays = ray_features(poses, rows=rows, columns=columns, reach=reach, frequencies=(2.0,))
+    place, ray, moment, sine, cosine = rays.split([2, 3, 3, 3, 3], dim=-1)
+    assert rays.shape == (6, 12, 14)
+    close(ray.norm(dim=-1), torch.ones(6, 12, dtype=torch.float64), atol=1e-6)
+    focal = torch.tensor([1 / reach[0], 1 / reach[1], 0, 0], dtype=torch.float64)  # pixels from -1 to 1
+    position = c2w[:, None, :3, 3]
+    pixels, depth = project(position + 5 * ray, invert_rigid(c2w), intrinsics_px=focal)
+    close(pixels, place, atol=1e-5)
+    assert (depth > 0).all()
+    close(place[0, 1], torch.tensor([-0.25, -2 / 3], dtype=torch.float64), atol=1e-6)
+    farther = position / 8 + 3 * ray  # the moment is that of any point on the ray
+    close(moment, torch.linalg.cross(farther, ray), atol=1e-6)
+    close(sine, (2 * ray).sin(), atol=1e-12)
+    close(cosine, (2 * ray).cos(), atol=1e-12)
 
 
 # --- pictures and other worlds
