@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from relic.nn.checkpoints import WeightsSource, load_weights, read_header
 from relic.nn.denoiser import Denoiser
+from relic.nn.dit import DiTConfig
 from relic.nn.student import StudentConfig
 from relic.ops.flow import add_noise
 from relic.parallel import Compute, apply_compute, shard_network
@@ -43,7 +44,8 @@ def check_teacher(path: str, student: StudentConfig, *, rope_factor: float) -> N
     """
     header = read_header(path, kind="teacher")["config"]
     sizes = dataclasses.asdict(student.net) | {"rope_factor": rope_factor}
-    pairs = {f"net.{name}": (header["dit"].get(name), value) for name, value in sizes.items()}
+    found = dataclasses.asdict(DiTConfig.from_dict(header["dit"]))
+    pairs = {f"net.{name}": (found[name], value) for name, value in sizes.items()}
     pairs["words"] = header["words"], dataclasses.asdict(student.words) if student.words else None
     wrong = [
         f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here

@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from relic.modules.base import Frozen, RelicModule, adamw, reconstructed
 from relic.nn.checkpoints import WeightsSource, read_header
-from relic.nn.control import ControlConfig
 from relic.nn.denoiser import Denoiser, EulerSampler
 from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
@@ -267,10 +266,8 @@ class TeacherExtension(RelicModule):
     def from_file(cls, path: str, *, vae: str | None = None, **settings: Any) -> TeacherExtension:
         """Rebuild an exported teacher; `settings` are further arguments, e.g. `sampler=`."""
         config = read_header(path, kind=cls.kind)["config"]
-        net = dict(config["dit"])
-        control = net.pop("control")
         module = cls(
-            net=DiTConfig(**net, control=ControlConfig(**control) if control else None),
+            net=DiTConfig.from_dict(config["dit"]),
             clip=ClipSpec(**{**config["clip"], "horizons": tuple(config["clip"]["horizons"])}),
             words=WordTableConfig(**config["words"]) if config["words"] else None,
             vae=vae,

@@ -6,8 +6,9 @@ Tokens are kept as (b, t, s, d): latent frame, place in the frame (row, then col
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,12 @@ class DiTConfig:
             raise ValueError(
                 f"rope_factor={self.rope_factor} must be at least 1 (latents / 21, or 1 up to 21 latents)."
             )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
+        """Rebuild the sizes from a file's header."""
+        control = values["control"]
+        return cls(**{**values, "control": ControlConfig(**control) if control else None})
 
     @property
     def head_width(self) -> int:

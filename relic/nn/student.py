@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from relic.nn.control import ControlConfig
 from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiTConfig
 from relic.nn.memory_plan import MemoryPlan
@@ -108,11 +107,9 @@ class StudentConfig:
         kind = policy.pop("kind")
         if kind not in POLICIES:
             raise ValueError(f"The student's policy {kind!r} is unknown; known are {', '.join(POLICIES)}.")
-        net = dict(values["dit"])
-        control = net.pop("control")
         clip: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["clip"].items()}
         return cls(
-            net=DiTConfig(**net, control=ControlConfig(**control) if control else None),
+            net=DiTConfig.from_dict(values["dit"]),
             words=WordTableConfig(**values["words"]) if values["words"] else None,
             clip=ClipSpec(**clip),
             policy=POLICIES[kind](**policy),

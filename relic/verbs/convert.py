@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 
 from relic.nn.checkpoints import WeightsSource, check_fit, own_header, write_weights
-from relic.nn.control import ControlConfig
 from relic.nn.denoiser import EulerSampler
 from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import Renamed, Tensors, shortened
@@ -101,9 +100,7 @@ def _config_of(path: Path, header: dict[str, Any]) -> DiTConfig:
     """Return the sizes of the DiT in a file of our own."""
     if "dit" not in header["config"]:
         raise ValueError(f"{path} holds a {header['kind']}, which has no DiT; only DiTs have other layouts.")
-    sizes = dict(header["config"]["dit"])
-    control = sizes.pop("control")
-    return DiTConfig(**sizes, control=ControlConfig(**control) if control else None)
+    return DiTConfig.from_dict(header["config"]["dit"])
 
 
 def _dit_alone(path: Path, tensors: Tensors, *, layout: str) -> Tensors:
