@@ -197,7 +197,8 @@ def ray_features(
     ahead = torch.stack(
         [place[:, 0] * reach[0], place[:, 1] * reach[1], torch.ones_like(place[:, 0])], dim=-1
     )
-    ray = F.normalize(ahead, dim=-1) @ rotation.mT
+    # not a matrix product, which autocast would round
+    ray = (rotation[..., None, :, :] * F.normalize(ahead, dim=-1)[:, None, :]).sum(-1)
     moment = torch.linalg.cross(position[..., None, :].expand_as(ray), ray)
     waves = [wave(ray * frequency) for frequency in frequencies for wave in (torch.sin, torch.cos)]
     return torch.cat([place.expand(*ray.shape[:-1], 2), ray, moment, *waves], dim=-1)

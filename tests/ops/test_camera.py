@@ -238,6 +238,10 @@ def test_rays_go_through_the_middles_of_cells():
     close(place[0, 1], torch.tensor([-0.25, -2 / 3], dtype=torch.float64), atol=1e-6)
     farther = position / 8 + 3 * ray  # the moment is that of any point on the ray
     close(moment, torch.linalg.cross(farther, ray), atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = ray_features(poses.float(), rows=rows, columns=columns, reach=reach, frequencies=(2.0,))
+    assert again.dtype == torch.float32
+    close(again.double(), rays, atol=1e-5)
     close(sine, (2 * ray).sin(), atol=1e-12)
     close(cosine, (2 * ray).cos(), atol=1e-12)
 
