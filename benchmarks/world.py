@@ -202,9 +202,8 @@ class Chain:
                 settings["net"] |= {"rope_factor": YARN}
                 settings["init"] = {"path": str(self.teacher(before)), "rope_factor": "restate"}
             settings |= self.started(stage, "teacher")
-            given: dict[str, Any] = {
-                "model": {"init_args": settings}, "data": {"global_batch": self.args.batch[horizon]},
-            }  # fmt: skip
+            data = {"global_batch": self.args.batch[horizon], "validation_windows": len(self.args.gpus)}
+            given: dict[str, Any] = {"model": {"init_args": settings}, "data": data}
             if len(self.args.gpus) > 1:
                 given["trainer"] = {"devices": len(self.args.gpus), "strategy": "ddp"}
             product = self.teacher(horizon)
