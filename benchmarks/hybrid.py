@@ -1,8 +1,8 @@
 """A step of causal initialisation with hybrid forcing, by blocks: time and model FLOPs utilisation.
 
 The real loss, forward and backward, of `CausalInit`, bf16 autocast over float32 master weights, without the
-optimiser; weights and trajectories are random. It runs as it is (eager), recorded as a CUDA graph, and with
-compiled blocks; the first run is printed too, which compiles.
+optimiser; weights and trajectories are random. It runs as it is (eager), recorded as a CUDA graph, with
+compiled blocks, and with both; the first run is printed too, which compiles.
 
     python benchmarks/hybrid.py --net tiny --size 128 256 --batch 16 --ways eager recorded compiled
 """
@@ -25,7 +25,7 @@ from relic.modules import CausalInit
 from relic.parallel import Compute, Recorder
 from relic.types import TIME_STRIDE, Batch, ClipSpec
 
-WAYS = ["eager", "recorded", "compiled"]
+WAYS = ["eager", "recorded", "compiled", "both"]
 
 
 def batch_of(module: CausalInit, *, samples: int, device: torch.device) -> Batch:
@@ -73,14 +73,14 @@ def main() -> None:
     residual: Any = "bfloat16" if gpu else "float32"
     flops: dict[int, float] = {}
     for way in args.ways:
-        compute = Compute(keep=args.keep, residual=residual, compile_blocks=way == "compiled")
+        compute = Compute(keep=args.keep, residual=residual, compile_blocks=way in ("compiled", "both"))
         module = CausalInit(net=net, clip=clip, compute=compute, ema_decay=None)
         with torch.device(device):
             module.configure_model()
         module.to(device)
         batch = batch_of(module, samples=args.batch, device=device)
         steps = torch.randint(module.student.sampler.steps, (args.batch, 20), device=device)
-        learn = Recorder(module.parameters).of(module.learn) if way == "recorded" else module.learn
+        learn = Recorder(module.parameters).of(module.learn) if way in ("recorded", "both") else module.learn
         step = partial(take_step, module, learn, batch=batch, steps=steps)
         for blocks in args.blocks:
             start = now()

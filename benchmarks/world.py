@@ -195,7 +195,7 @@ class Chain:
             stage = f"teacher_{horizon}"
             settings: dict[str, Any] = {
                 "net": self.net, "vae": str(self.vae),
-                "compute": {"compile_blocks": self.args.device == "gpu"},
+                "compute": {"compile_blocks": self.args.device == "gpu", "residual": self.residual},
                 "optimizer": {"class_path": "relic.parallel.Muon", "init_args": {"lr": RATES[horizon]}},
             }  # fmt: skip
             if before:
@@ -220,6 +220,10 @@ class Chain:
     @property
     def arm(self) -> dict[str, Any]:
         return self.args.arms[self.args.arm]
+
+    @property
+    def residual(self) -> str:
+        return "bfloat16" if self.args.device == "gpu" else "float32"
 
     @property
     def net(self) -> dict[str, Any]:
@@ -260,7 +264,7 @@ class Chain:
         settings: dict[str, Any] = {
             "net": {**self.net, "rope_factor": YARN},
             "vae": str(self.vae), "seed": seed, "init": {"path": str(start)},
-            "cuda_graphs": self.args.device == "gpu",
+            "cuda_graphs": self.args.device == "gpu", "compute": {"residual": self.residual},
         }  # fmt: skip
         data = self.shared("pairs")
         if before is not None:
