@@ -14,6 +14,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from relic.suite.run import video_path
+
 GAP = 12  # pixels between cases
 
 
@@ -44,7 +46,7 @@ def main() -> None:
             parser.error(f"{case} is no case of {run}; known are {', '.join(known)}.")
     rows: list[np.ndarray] = []
     for case in args.cases:
-        shown = [frames_of(run / "videos" / world / f"{case}.mp4", moments=args.moments) for world in worlds]
+        shown = [frames_of(video_path(run, world, case), moments=args.moments) for world in worlds]
         gap = np.full((GAP, shown[0].shape[1], 3), 255, dtype=np.uint8)
         rows += ([gap] if rows else []) + shown
     sheet = Image.fromarray(np.concatenate(rows))

@@ -347,6 +347,11 @@ def main() -> None:
     args.batch = {
         "5s": 32, "20s": 12, "causal_init": 16, "self_forcing_5s": 16, "self_forcing_20s": 12, **args.batch,
     }  # fmt: skip
+    for horizon in RATES:
+        if args.batch[horizon] % len(args.gpus):
+            parser.error(
+                f"a batch of {args.batch[horizon]} ({horizon}) can't be shared by {len(args.gpus)} GPUs."
+            )
     print(describe_machine(), flush=True)
     chain = Chain(args)
     for stages in (chain.data, chain.teachers, chain.pairs, chain.students, chain.bundles):

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from relic.nn.control import ControlConfig
 from relic.nn.dit import DiTConfig
 from relic.nn.placing import fresh_values, place
 from relic.nn.tensor_files import (
@@ -210,6 +211,8 @@ def check_fit(
         return
     lines = [f"{len(v)} {name}: {shortened(v)}" for name, v in problems.items() if v]
     hint = _size_hint(own, entries) or _missing_hint(missing)
+    if shapes and all(".pose.0." in line or line.startswith("control.pose.0.") for line in shapes):
+        hint += ["One of them has rays in its pose embedding; net.control.rays must be as in the file."]
     raise ValueError("\n  ".join([f"{path} does not fit this network.", *hint, *lines]))
 
 
@@ -266,6 +269,13 @@ def _check_meaning(module: nn.Module, opened: _Opened, source: WeightsSource) ->
             raise ValueError(
                 f"{path} was trained with {name}={stated[name]}, this network has {getattr(own, name)}; set "
                 f"net.{name} to {stated[name]}."
+            )
+    if own.control is not None and stated.get("control"):
+        rays = ControlConfig(**stated["control"]).rays
+        if rays != own.control.rays:
+            raise ValueError(
+                f"{path} was trained with control.rays={rays}, this network has {own.control.rays}: its "
+                f"tokens look elsewhere. Set net.control.rays to {rays and list(rays)}."
             )
     factor = stated.get("rope_factor", own.rope_factor)
     if factor != own.rope_factor and source.rope_factor == "match":

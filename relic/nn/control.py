@@ -49,7 +49,7 @@ class ControlConfig:
         poses: Whether blocks add the pose embedding to Q and K (off only for ablations).
         rays: Half the width and half the height of the picture, in focal lengths (1 is a 90° view): the pose
             embedding is then one for each token, of the ray through it at its latent's last frame. Null for
-            the paper's, one for all tokens of a latent.
+            the paper's, one for all tokens of a latent (in a YAML file, not on the command line).
     """
 
     width: int = 256

@@ -51,6 +51,8 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         params = list(params)
+        if not all(isinstance(p, Tensor) for p in params):
+            raise ValueError("Muon takes parameters, not groups or names of them; it makes its own groups.")
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative.")
         for name, decay in {"momentum": momentum, "betas[0]": betas[0], "betas[1]": betas[1]}.items():
@@ -81,6 +83,19 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 (self._step_matrices if group["orthogonal"] else self._step_rest)(params, group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of `Muon`.
+
+        Raises:
+            ValueError: If it is another optimiser's.
+        """
+        if not all("orthogonal" in group for group in state_dict["param_groups"]):
+            raise ValueError(
+                "The checkpoint holds the state of another optimiser than Muon; go on with that one, or "
+                "start anew from the exported weights (init.path)."
+            )
+        super().load_state_dict(state_dict)
 
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
@@ -125,8 +140,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return matrices (n, r, c) with their singular values taken to about 1 (0.7 to 1.2): five Newton-Schulz
-    steps, in bfloat16 on a GPU.
+    """Return matrices (n, r, c) with their singular values taken to about 1 (0.7 to 1.2): five
+    Newton-Schulz steps, in bfloat16 on a GPU and under autocast.
     """
     x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     tall = x.shape[1] > x.shape[2]

@@ -9,8 +9,10 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from relic.modules import SelfForcing
+from relic.modules.scores import check_teacher
 from relic.modules.self_forcing import Turns
 from relic.nn.checkpoints import WeightsSource, read_header, save_weights
+from relic.nn.control import ControlConfig
 from relic.nn.memory import Full, Memory, Window
 from relic.nn.student import FewSteps
 from relic.ops.actions import controls_of
@@ -456,6 +458,13 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_step(files, tmp_path)
         with pytest.raises(ValueError, match=message):
             module = self_forcing({**files, "teacher": teachers[name]})
             trainer(tmp_path).fit(module, Rollouts())
+    rays = dataclasses.replace(
+        STUDENT, net=dataclasses.replace(STUDENT.net, control=ControlConfig(width=8, rays=(0.8, 0.5)))
+    )
+    given = write_files(tmp_path / "rays", config=rays)
+    check_teacher(given["teacher"].path, rays, rope_factor=rays.net.rope_factor)
+    with pytest.raises(ValueError, match=r"net.control is .*0\.8.* there, .*None.* here"):
+        check_teacher(given["teacher"].path, STUDENT, rope_factor=STUDENT.net.rope_factor)
     with pytest.raises(ValueError, match=r"net.rope_factor is 1\.0 there, 2\.0 here"):
         trainer(tmp_path).fit(self_forcing(files, teacher_rope_factor=2.0), Rollouts())
     with pytest.raises(ValueError, match="holds a student, but a teacher is needed"):

@@ -21,6 +21,7 @@ from relic.nn.checkpoints import (
     read_header,
     save_weights,
 )
+from relic.nn.control import ControlConfig
 from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiT, DiTConfig
 from relic.nn.tensor_files import TensorsInMemory
@@ -419,6 +420,27 @@ def test_what_the_layouts_cannot_say_is_not_written(tmp_path):
     with pytest.raises(FileExistsError, match="a exists; give a new folder"):
         public(tmp_path / "a", plain())
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("rays", "message"),
+    [((0.8, 0.4), None), ((1.0, 0.4), r"set net.control.rays to \[0.8, 0.4\]"), (None, "rays must be as in")],
+)
+def test_rays_are_those_that_weights_were_trained_with(rays, message, tmp_path):
+    sizes = {"width": 32, "depth": 1, "heads": 2, "ffn": 64, "latent_channels": 4, "text_width": 8}
+    config = DiTConfig(**sizes, control=ControlConfig(width=8, rays=(0.8, 0.4)))
+    first = Denoiser(config)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, first.state_dict(), kind="teacher", config={"dit": dataclasses.asdict(config)})
+    assert DiTConfig.from_dict(read_header(path, kind="teacher")["config"]["dit"]) == config
+    second = Denoiser(DiTConfig(**sizes, control=ControlConfig(width=8, rays=rays)))
+    source = WeightsSource(path=str(path))
+    if message is not None:
+        with pytest.raises(ValueError, match=f"(?i){message}"):
+            load_weights(second, source, kind="teacher")
+        return
+    load_weights(second, source, kind="teacher")
+    assert all(torch.equal(second.state_dict()[k], v) for k, v in first.state_dict().items())
 
 
 @pytest.mark.parametrize("changes", [{"text_length": 9}, {"eps": 1e-5}])

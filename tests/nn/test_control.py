@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from relic.nn.control import ControlConfig, ControlEncoders, group_frames
+from relic.nn.control import RAY_FREQUENCIES, ControlConfig, ControlEncoders, group_frames
 from relic.ops.actions import controls_of
+from relic.ops.camera import ray_features
 
 GRID = (2, 3)
 
@@ -40,7 +41,18 @@ def test_without_poses_nothing_is_added_to_queries_and_keys():
     assert encoders(controls_of(torch.rand(1, 5, 13)), starts_clip=True, grid=GRID).pose is None
 
 
-def test_tokens_that_look_the_same_way_are_told_so():
+def test_rays_are_those_of_the_last_frame_of_a_latent():
+    encoders = ControlEncoders(ControlConfig(width=8, rays=(0.8, 0.4)))
+    controls = controls_of(torch.rand(1, 5, 13) / 20)
+    whole = encoders(controls, starts_clip=True, grid=GRID).pose[:, 1]
+    seen = ray_features(
+        controls.poses[:, 4], rows=2, columns=3, reach=(0.8, 0.4), frequencies=RAY_FREQUENCIES
+    )  # fmt: skip
+    poses = controls.poses[:, 1:].flatten(1)[:, None].expand(-1, 6, -1)
+    torch.testing.assert_close(whole, encoders.pose(torch.cat([poses, seen], dim=-1)))
+
+
+def test_every_token_has_a_ray_of_its_own():
     torch.manual_seed(0)
     encoders = ControlEncoders(ControlConfig(width=8, rays=(0.8, 0.4)))
     turned = torch.zeros(1, 5, 13)

@@ -77,6 +77,34 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped():
     assert all(map(torch.equal, whole, stopped))
 
 
+def test_a_warm_up_reaches_both_kinds():
+    shapes = (48, 48), (48,)
+    ours, theirs = parameters(*shapes), parameters(*shapes)
+    mine = Muon(ours, **SETTINGS)
+    ramp = torch.optim.lr_scheduler.LambdaLR(mine, lambda step: 0.25 * (step + 1))
+    others = [
+        torch.optim.Muon(theirs[:1], adjust_lr_fn="match_rms_adamw", **SETTINGS),
+        torch.optim.AdamW(theirs[1:], betas=(0.9, 0.95), **SETTINGS),
+    ]
+    ramps = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.25 * (step + 1)) for o in others]
+    before = [p.detach().clone() for p in ours]
+    for step in range(2):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = q.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        for each in (mine, *others, ramp, *ramps):
+            each.step()
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        assert (p - q).norm() < 0.02 * (q - start).norm()
+
+
+def test_the_state_of_another_optimiser_and_groups_are_refused():
+    params = parameters((48, 48), (48,))
+    with pytest.raises(ValueError, match="another optimiser than Muon"):
+        Muon(params, **SETTINGS).load_state_dict(torch.optim.AdamW(params).state_dict())
+    with pytest.raises(ValueError, match="not groups"):
+        Muon([{"params": params}], **SETTINGS)
+
+
 def test_a_parameter_without_a_gradient_is_left_alone():
     params = parameters((48, 48), (48,))
     before = [p.detach().clone() for p in params]
