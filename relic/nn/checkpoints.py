@@ -211,7 +211,7 @@ def check_fit(
         return
     lines = [f"{len(v)} {name}: {shortened(v)}" for name, v in problems.items() if v]
     hint = _size_hint(own, entries) or _missing_hint(missing)
-    if shapes and all(".pose.0." in line or line.startswith("control.pose.0.") for line in shapes):
+    if shapes and all("control.pose.0." in line for line in shapes):
         hint += ["One of them has rays in its pose embedding; net.control.rays must be as in the file."]
     raise ValueError("\n  ".join([f"{path} does not fit this network.", *hint, *lines]))
 

@@ -12,11 +12,8 @@ from torch.distributed.tensor import DTensor
 
 __all__ = ["Muon", "primed"]
 
-NEWTON_SCHULZ = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of an odd quintic that takes singular values to about 1 in 5 steps
+# of an odd quintic that takes singular values to about 1 in 5 steps
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 LEAST_SIDE, MOST_RATIO = 32, 16  # of a matrix that is orthogonalised: tables and thin projections are not
 
 
@@ -25,8 +22,9 @@ class Muon(torch.optim.Optimizer):
 
     The momentum of a matrix is orthogonalised, so that every direction learns at one rate; its update is
     scaled to the root mean square that AdamW's has (Liu et al., 2025), so that both take the same learning
-    rate. Matrices of one shape are orthogonalised together. A matrix is a parameter of two dimensions with
-    sides of at least 32, one at most 16 times the other.
+    rate. Matrices of one shape are orthogonalised together, where torch's own Muon, which takes nothing but
+    matrices, would launch kernels for each: small networks have many small ones. A matrix is a parameter of
+    two dimensions with sides of at least 32, one at most 16 times the other.
 
     Args:
         params: Parameters, not sharded.
