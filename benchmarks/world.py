@@ -194,7 +194,7 @@ class Chain:
         for horizon, before in (("5s", None), ("20s", "5s")):
             stage = f"teacher_{horizon}"
             settings: dict[str, Any] = {
-                "net": self.net, "vae": str(self.vae),
+                "net": self.net, "vae": str(self.vae), "prefix_share": 0.5,
                 "compute": {"compile_blocks": self.args.device == "gpu", "residual": self.residual},
                 "optimizer": {"class_path": "relic.parallel.Muon", "init_args": {"lr": RATES[horizon]}},
             }  # fmt: skip
@@ -227,7 +227,7 @@ class Chain:
 
     @property
     def net(self) -> dict[str, Any]:
-        """Sizes of all networks of the arm: tokens know the rays of the engine's camera."""
+        """Sizes of all networks of the arm: attention knows the rays of the engine's camera."""
         half = math.tan(math.radians(FIELD_OF_VIEW_DEG) / 2)
         rays = [half, half * self.args.size[0] / self.args.size[1]]
         return merged(merged(NET, {"control": {"rays": rays}}), self.arm.get("network", {}))

@@ -57,6 +57,8 @@ class TeacherExtension(RelicModule):
             layers and an update of low rank (`{rank: 16}`).
         first_latent: `clean`, or `noised` like the others and in the loss, as in text-to-video pre-training;
             such a network is a start, and not for sampling from an image.
+        prefix_share: Share of training samples that go on from more than the image: so many latents at their
+            start are clean, any number but all. It teaches to read what was seen before, as a student will.
         level_sampling: How noise levels are drawn: `uniform` or `logit_normal`, then shifted.
         level_shift: Shift of the noise levels towards noise; 1 for none.
         level_weighting: Weight of the loss by noise level: `none` or the `bell` of public Wan fine-tunes.
@@ -83,6 +85,7 @@ class TeacherExtension(RelicModule):
         init: WeightsSource | None = None,
         tuning: FullTuning | ControlFirst | LowRank = FullTuning(),  # noqa: B008 - frozen
         first_latent: Literal["clean", "noised"] = "clean",
+        prefix_share: float = 0.0,
         level_sampling: Sampling = "uniform",
         level_shift: float = 1.0,
         level_weighting: Weighting = "none",
@@ -100,6 +103,11 @@ class TeacherExtension(RelicModule):
         )
         if words is not None and words.width != net.text_width:
             raise ValueError(f"words.width={words.width} must equal net.text_width={net.text_width}.")
+        if not 0.0 <= prefix_share <= 1.0 or (prefix_share and first_latent == "noised"):
+            raise ValueError(
+                f"prefix_share={prefix_share} must be in [0, 1], a share of the samples, and 0 with "
+                "first_latent: noised."
+            )
         if not 0.0 <= prompt_dropout <= 1.0:
             raise ValueError(f"prompt_dropout={prompt_dropout} must be in [0, 1], a share of the samples.")
         if validation_buckets < 1:
@@ -107,6 +115,7 @@ class TeacherExtension(RelicModule):
         self.net_config, self.clip, self.words = net, clip, words
         self.tuning: FullTuning | ControlFirst | LowRank = tuning
         self.first_latent: FirstLatent = first_latent
+        self.prefix_share = prefix_share
         self.level_sampling, self.level_shift, self.level_weighting = (
             level_sampling,
             level_shift,
@@ -188,16 +197,21 @@ class TeacherExtension(RelicModule):
         drop_text: Tensor | None = None,
         control: Literal["actions", "none"] = "actions",
         first_latent: FirstLatent | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Return the flow-matching loss per sample (b,) at noise levels sigma (b,).
 
         control: `none` denoises plain video, whatever the batch's actions are. first_latent: as in the class,
-        or `unscored`: noised, and out of the loss; None for that of the class.
+        or `unscored`: noised, and out of the loss; None for that of the class. prefix: (b,) latents at the
+        start that are clean and out of the loss, besides the first; None for no others.
         """
         x0 = self.clean_latents(batch)
         noise = self.normal(batch.key, purpose, like=x0)
         moving, scored = torch.ones(2, *x0.shape[:2], device=x0.device)
         moving[:, 0], scored[:, 0] = FIRST_LATENT[first_latent or self.first_latent]
+        if prefix is not None:
+            later = torch.arange(x0.shape[1], device=x0.device) >= prefix[:, None]
+            moving, scored = moving * later, scored * later
         per_latent = sigma[:, None] * moving
         velocity = net(
             add_noise(x0, noise, sigma=per_latent),
@@ -222,11 +236,20 @@ class TeacherExtension(RelicModule):
         sigma = draw_sigma(u, sampling=self.level_sampling, shift=self.level_shift)
         drop = self.uniform(batch.key, "prompt") < self.prompt_dropout
         losses = self.denoising_loss(
-            self.trained, batch, sigma=sigma, purpose="noise", drop_text=drop, **conditions
-        )
+            self.trained, batch, sigma=sigma, purpose="noise", drop_text=drop, prefix=self.draw_prefix(batch),
+            **conditions,
+        )  # fmt: skip
         loss = (level_weight(sigma, weighting=self.level_weighting) * losses).mean()
         self.log(log, loss, prog_bar=True, batch_size=len(batch.key))
         return loss
+
+    def draw_prefix(self, batch: Batch) -> Tensor | None:
+        """Draw how many latents at the start of each training sample are clean, (b,)."""
+        if not self.prefix_share:
+            return None
+        longest = latents_of(batch.actions.shape[1]) - 1
+        length = (1 + self.uniform(batch.key, "prefix length") * longest).long().clamp(max=longest)
+        return torch.where(self.uniform(batch.key, "prefix") < self.prefix_share, length, 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.bucket_losses(batch)

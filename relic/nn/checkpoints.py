@@ -211,8 +211,6 @@ def check_fit(
         return
     lines = [f"{len(v)} {name}: {shortened(v)}" for name, v in problems.items() if v]
     hint = _size_hint(own, entries) or _missing_hint(missing)
-    if shapes and all("control.pose.0." in line for line in shapes):
-        hint += ["One of them has rays in its pose embedding; net.control.rays must be as in the file."]
     raise ValueError("\n  ".join([f"{path} does not fit this network.", *hint, *lines]))
 
 
@@ -271,12 +269,14 @@ def _check_meaning(module: nn.Module, opened: _Opened, source: WeightsSource) ->
                 f"net.{name} to {stated[name]}."
             )
     if own.control is not None and stated.get("control"):
-        rays = ControlConfig(**stated["control"]).rays
-        if rays != own.control.rays:
-            raise ValueError(
-                f"{path} was trained with control.rays={rays}, this network has {own.control.rays}: its "
-                f"tokens look elsewhere. Set net.control.rays to {rays and list(rays)}."
-            )
+        theirs, ours = ControlConfig(**stated["control"]), own.control
+        for name in ("rays", "inverse_depths"):
+            there, here = getattr(theirs, name), getattr(ours, name)
+            if there != here and (name == "rays" or ours.rays is not None):
+                raise ValueError(
+                    f"{path} was trained with control.{name}={there}, this network has {here}: its tokens "
+                    f"look elsewhere. Set net.control.{name} to {there and list(there)}."
+                )
     factor = stated.get("rope_factor", own.rope_factor)
     if factor != own.rope_factor and source.rope_factor == "match":
         raise ValueError(

@@ -15,7 +15,7 @@ __all__ = ["KV", "Context", "Fresh", "LayerContext", "Pool", "Prompt"]
 
 
 class KV(NamedTuple):
-    """Keys and values of one layer, (b, k, n, d) each. Fresh keys are after QK-norm and before RoPE."""
+    """Keys and values of one layer, (b, k, n, d) each. Fresh ones are after QK-norm and rays, before RoPE."""
 
     k: Tensor
     v: Tensor

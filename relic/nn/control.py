@@ -5,8 +5,9 @@ Both encoders group frames as the VAE does (1 + 4 + 4 + ...) and pass an MLP of 
 them through linear layers that start at zero, so that a freshly wrapped network computes what it did without
 control.
 
-Past the paper, `ControlConfig.rays` gives every token the viewing ray through it besides the pose of its
-latent: what looks the same way then has like queries and keys, and no network need find that out by itself.
+Past the paper, `ControlConfig.rays` turns queries, keys and values of every token by where its viewing ray
+leads, as RoPE does by its place: attention then knows how far apart two tokens look, whatever the camera did
+in between, and what it reads is told relative to where the reader looks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from relic.ops.actions import CHANNELS
-from relic.ops.camera import ray_features
+from relic.ops.camera import shell_points
+from relic.ops.rope import apply_rope, ray_table
 from relic.types import TIME_STRIDE, Controls
 
 __all__ = [
@@ -28,11 +30,10 @@ __all__ = [
     "ControlStates",
     "group_frames",
     "is_control",
+    "turn_heads",
 ]
 
 POSE_FEATURES = 9
-RAY_FREQUENCIES = (2.0, 4.0, 8.0)
-RAY_FEATURES = 8 + 6 * len(RAY_FREQUENCIES)
 
 
 def is_control(name: str) -> bool:
@@ -47,26 +48,32 @@ class ControlConfig:
     Args:
         width: Hidden width of both encoders, and of what every block reads.
         poses: Whether blocks add the pose embedding to Q and K (off only for ablations).
-        rays: Half the width and half the height of the picture, in focal lengths (1 is a 90° view): the pose
-            embedding is then one for each token, of the ray through it at its latent's last frame. Null for
-            the paper's, one for all tokens of a latent (in a YAML file, not on the command line).
+        rays: Half the width and half the height of the picture, in focal lengths (1 is a 90° view), to turn
+            queries, keys and values by viewing rays; null for the paper's network. It changes what a network
+            computes, so it is for those that are fitted from the start.
+        inverse_depths: Depths at which rays are told apart, 1/d̄, one for each head in turn; they divide the
+            heads. Heads of 0 know directions alone.
     """
 
     width: int = 256
     poses: bool = True
     rays: tuple[float, float] | None = None
+    inverse_depths: tuple[float, ...] = (0.04, 0.02, 0.01, 0.0)
 
     def __post_init__(self) -> None:
-        if self.rays is None:
-            return
-        if not self.poses:
-            raise ValueError(f"rays={self.rays} are part of the pose embedding; set poses=True, or no rays.")
-        if len(self.rays) != 2 or min(self.rays) <= 0:
+        if self.rays is not None:
+            if len(self.rays) != 2 or min(self.rays) <= 0:
+                raise ValueError(
+                    f"rays={self.rays} must be two positive numbers: half the width and half the height of "
+                    "the picture, in focal lengths."
+                )
+            object.__setattr__(self, "rays", tuple(self.rays))  # JSON has no tuples
+        if not self.inverse_depths or min(self.inverse_depths) < 0:
             raise ValueError(
-                f"rays={self.rays} must be two positive numbers: half the width and half the height of the "
-                "picture, in focal lengths."
+                f"inverse_depths={self.inverse_depths} must be one or more numbers from 0 (infinitely far) "
+                "up."
             )
-        object.__setattr__(self, "rays", tuple(self.rays))  # JSON has no tuples
+        object.__setattr__(self, "inverse_depths", tuple(self.inverse_depths))
 
 
 def group_frames(x: Tensor, *, starts_clip: bool) -> Tensor:
@@ -87,14 +94,24 @@ def group_frames(x: Tensor, *, starts_clip: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class ControlStates:
-    """What blocks read: encoded actions (b, t, width) and, unless dropped, poses (b, t, 1 or s, width)."""
+    """What blocks read: encoded actions (b, t, width); unless dropped, poses (b, t, width); and the table of
+    the tokens' rays, (b, z, t·s, 2, d) for z shells, if the network has them.
+    """
 
     action: Tensor
     pose: Tensor | None
+    rays: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> ControlStates:
-        """Return them in another dtype."""
-        return ControlStates(self.action.to(dtype), None if self.pose is None else self.pose.to(dtype))
+        """Return them in another dtype, but for the table."""
+        return ControlStates(
+            self.action.to(dtype), None if self.pose is None else self.pose.to(dtype), self.rays
+        )
+
+
+def turn_heads(x: Tensor, rays: Tensor, *, back: bool = False) -> Tensor:
+    """Turn what heads hold, (b, k, n, d), by the rays of the tokens, (b, z, n, 2, d), or back."""
+    return apply_rope(x.unflatten(1, (-1, rays.shape[1])), rays[:, None], back=back).flatten(1, 2)
 
 
 def encoder(features: int, width: int) -> nn.Sequential:
@@ -103,30 +120,44 @@ def encoder(features: int, width: int) -> nn.Sequential:
 
 
 class ControlEncoders(nn.Module):
-    """Both encoders: Controls of pixel frames -> ControlStates of latent frames."""
+    """Both encoders: Controls of pixel frames -> ControlStates of latent frames.
 
-    def __init__(self, config: ControlConfig) -> None:
+    Raises:
+        ValueError: If the heads can't share the depths of the rays, or are too narrow for rays.
+    """
+
+    def __init__(self, config: ControlConfig, *, heads: int, head_width: int) -> None:
         super().__init__()
-        self.rays = config.rays
+        self.config, self.head_width = config, head_width
         self.action = encoder(TIME_STRIDE * len(CHANNELS), config.width)
-        features = TIME_STRIDE * POSE_FEATURES + (RAY_FEATURES if config.rays else 0)
-        self.pose = encoder(features, config.width) if config.poses else None
+        self.pose = encoder(TIME_STRIDE * POSE_FEATURES, config.width) if config.poses else None
+        if config.rays is not None:
+            if heads % len(config.inverse_depths):
+                raise ValueError(
+                    f"inverse_depths={config.inverse_depths} don't divide heads={heads}; give as many as "
+                    "there are heads, or a divisor."
+                )
+            ray_table(torch.zeros(1, 3), head_width=head_width)
 
     def forward(self, controls: Controls, *, starts_clip: bool, grid: tuple[int, int]) -> ControlStates:
         """grid: rows and columns of the tokens of a latent."""
         dtype = next(self.action.parameters()).dtype
         action = self.action(group_frames(controls.actions.to(dtype), starts_clip=starts_clip))
-        if self.pose is None or controls.poses is None:
+        if controls.poses is None:
             return ControlStates(action, None)
-        poses = group_frames(controls.poses, starts_clip=starts_clip)[:, :, None]
-        if self.rays is not None:
-            rows, columns = grid
-            last = poses[:, :, 0, -POSE_FEATURES:]
-            rays = ray_features(
-                last, rows=rows, columns=columns, reach=self.rays, frequencies=RAY_FREQUENCIES
-            )
-            poses = torch.cat([poses.expand(-1, -1, rows * columns, -1), rays], dim=-1)
-        return ControlStates(action, self.pose(poses.to(dtype)))
+        poses = group_frames(controls.poses, starts_clip=starts_clip)
+        pose = None if self.pose is None else self.pose(poses.to(dtype))
+        return ControlStates(action, pose, self.ray_table(poses, grid=grid))
+
+    def ray_table(self, poses: Tensor, *, grid: tuple[int, int]) -> Tensor | None:
+        """poses: (b, t, 4·9) -> (b, z, t·s, 2, d), float32 at least."""
+        if self.config.rays is None:
+            return None
+        points = shell_points(
+            poses.to(torch.promote_types(poses.dtype, torch.float32)).unflatten(-1, (TIME_STRIDE, -1)),
+            rows=grid[0], columns=grid[1], reach=self.config.rays, inverse_depths=self.config.inverse_depths,
+        )  # fmt: skip
+        return ray_table(rearrange(points, "b t z s a -> b z (t s) a"), head_width=self.head_width)
 
 
 class BlockControl(nn.Module):
@@ -139,10 +170,11 @@ class BlockControl(nn.Module):
         self.pose_k = nn.Linear(config.width, width) if config.poses else None
 
     def address(self, states: ControlStates) -> tuple[Tensor | None, Tensor | None]:
-        """Return what poses add to Q and K, (b, t, 1 or s, d) each, or None if they are dropped."""
+        """Return what poses add to Q and K, (b, t, 1, d) each, or None if they are dropped."""
         if states.pose is None or self.pose_q is None or self.pose_k is None:
             return None, None
-        return self.pose_q(states.pose), self.pose_k(states.pose)
+        pose = states.pose[:, :, None]
+        return self.pose_q(pose), self.pose_k(pose)
 
     def reset_parameters(self) -> None:
         """Set every output to zero."""

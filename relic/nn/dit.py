@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relic.nn.attention import attend
 from relic.nn.context import KV, Context, Fresh, LayerContext, Prompt
-from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
+from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates, turn_heads
 from relic.nn.norms import LayerNorm, RMSNorm, modulate
 from relic.ops.flow import timestep_of
 from relic.ops.rope import apply_rope, grid_table
@@ -122,10 +122,11 @@ class SelfAttention(Attention):
         rope: Tensor,
         to_q: Tensor | None,
         to_k: Tensor | None,
+        rays: Tensor | None,
         memory: LayerContext | None = None,
     ) -> tuple[Tensor, KV | None]:
-        """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: pose embeddings
-        (b, t, 1 or s, d), or None.
+        """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: pose embeddings (b, t, 1, d), or
+        None; rays: their table (b, z, t·s, 2, d), or None.
 
         Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks
         for.
@@ -136,11 +137,15 @@ class SelfAttention(Attention):
             q, k = q + to_q, k + to_k
         q, k, v = (rearrange(y, "b t s d -> b (t s) d") for y in (q, k, v))
         q, k, v = self.split(self.norm_q(q)), self.split(self.norm_k(k)), self.split(v)
+        if rays is not None:
+            q, k, v = (turn_heads(y, rays) for y in (q, k, v))
         fresh: KV | None = None
         if memory is None:
             out = attend(apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype), v)
         else:
             out, fresh = memory(q, k, v, rope=rope)
+        if rays is not None:
+            out = turn_heads(out, rays, back=True)
         return rearrange(self.merge(out), "b (t s) d -> b t s d", t=latents), fresh
 
 
@@ -194,12 +199,11 @@ class Block(nn.Module):
         Returns x and the fresh keys and values, if `memory` asks for them.
         """
         m = (self.modulation[:, None] + levels).to(x.dtype)[:, :, :, None].unbind(2)  # six of (b, t, 1, d)
-        to_q: Tensor | None = None
-        to_k: Tensor | None = None
+        to_q, to_k, rays = None, None, None
         if self.control is not None and control is not None:
-            to_q, to_k = self.control.address(control)
+            (to_q, to_k), rays = self.control.address(control), control.rays
         h = modulate(self.norm1(x), shift=m[0], scale=m[1]).to(dtype)
-        attended, fresh = self.self_attn(h, rope=rope, to_q=to_q, to_k=to_k, memory=memory)
+        attended, fresh = self.self_attn(h, rope=rope, to_q=to_q, to_k=to_k, rays=rays, memory=memory)
         x = torch.addcmul(x, attended, m[2]).to(x.dtype)
         if self.control is not None and control is not None:
             x = x + self.control.action(control.action)[:, :, None].to(x.dtype)
@@ -249,7 +253,9 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config)
-        self.control = ControlEncoders(config.control) if config.control else None
+        self.control: ControlEncoders | None = None
+        if config.control is not None:
+            self.control = ControlEncoders(config.control, heads=config.heads, head_width=config.head_width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,10 +21,10 @@ __all__ = [
     "orthonormalise",
     "pose_features",
     "project",
-    "ray_features",
     "relative",
     "rigid",
     "rotation_from_angles",
+    "shell_points",
     "turn_deg",
     "umeyama",
     "unreal_to_opencv",
@@ -177,31 +177,30 @@ def pose_features(c2w: Tensor, *, d_bar: float | Tensor = 1.0) -> Tensor:
     return torch.cat([position, columns], dim=-1).float()
 
 
-def ray_features(
-    poses: Tensor, *, rows: int, columns: int, reach: tuple[float, float], frequencies: Sequence[float]
+def shell_points(
+    poses: Tensor, *, rows: int, columns: int, reach: tuple[float, float], inverse_depths: Sequence[float]
 ) -> Tensor:
-    """Describe the viewing rays through the middles of a picture's cells, row after row.
+    """Return where the viewing rays through the middles of a picture's cells meet shells of given depths.
 
-    poses: (..., 9) from `pose_features`; reach: half the width and half the height of the picture, in focal
-    lengths (1 is a 90° view) -> (..., rows · columns, 8 + 6 · frequencies): the place in the picture in
-    [-1, 1], the ray's direction d in the clip's axes, its moment (position x d), and the sines and cosines of
-    d times each frequency.
+    A point is told in units of its shell's depth: direction + inverse depth · position, in the clip's axes.
+    Inverse depth 0 leaves the direction alone, a shell at infinity. Of several frames it is the mean.
+
+    poses: (..., p, 9) of p frames from `pose_features`; reach: half the width and half the height of the
+    picture, in focal lengths (1 is a 90° view); inverse_depths: of each shell, 1/d̄ -> (..., z, rows ·
+    columns, 3), row after row.
     """
     position, right, down = poses.unflatten(-1, (3, 3)).unbind(-2)
-    rotation = torch.stack([right, down, torch.linalg.cross(right, down)], dim=-1)
+    rotation = torch.stack([right, down, torch.linalg.cross(right, down)], dim=-1).mean(-3)
+    position = POSITION_UNIT * position.mean(-2)
     x, y = (
         (torch.arange(count, dtype=poses.dtype, device=poses.device) + 0.5) * (2 / count) - 1
         for count in (columns, rows)
     )
-    place = torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=-1)
-    ahead = torch.stack(
-        [place[:, 0] * reach[0], place[:, 1] * reach[1], torch.ones_like(place[:, 0])], dim=-1
-    )
+    x, y = reach[0] * x.repeat(rows), reach[1] * y.repeat_interleave(columns)
+    ahead = F.normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1), dim=-1)
     # not a matrix product, which autocast would round
-    ray = (rotation[..., None, :, :] * F.normalize(ahead, dim=-1)[:, None, :]).sum(-1)
-    moment = torch.linalg.cross(position[..., None, :].expand_as(ray), ray)
-    waves = [wave(ray * frequency) for frequency in frequencies for wave in (torch.sin, torch.cos)]
-    return torch.cat([place.expand(*ray.shape[:-1], 2), ray, moment, *waves], dim=-1)
+    ray = (rotation[..., None, :, :] * ahead[:, None, :]).sum(-1)
+    return torch.stack([ray + nearness * position[..., None, :] for nearness in inverse_depths], dim=-3)
 
 
 def project(points: Tensor, w2c: Tensor, *, intrinsics_px: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from relic.ops.pooling import cell_grid, cell_middles
 
-__all__ = ["apply_rope", "axis_widths", "grid_table", "rope_table", "yarn_frequencies"]
+__all__ = ["apply_rope", "axis_widths", "grid_table", "ray_table", "rope_table", "yarn_frequencies"]
 
 BASE = 10_000.0
 TRAINED_LATENTS = 21  # the horizon Wan2.1 was trained at
 BETA_FAST, BETA_SLOW = 32.0, 1.0
+SLOW = 1 / 8  # radians a place: pairs of channels that turn less are free for rays
+RAY_FASTEST = 16.0  # radians a unit
 STRETCH = 128  # latents of which tables are made at once
 
 
@@ -128,16 +130,57 @@ def _axis_table(
 
 def _turned(places: Tensor, width: int, *, factor: float) -> Tensor:
     """Return cos and signed sin (n, 2, width) of places (n,) along an axis."""
-    angle = places.double()[:, None] * yarn_frequencies(width, factor=factor).to(places.device)
+    return _table(places.double()[:, None] * yarn_frequencies(width, factor=factor).to(places.device))
+
+
+def _table(angle: Tensor) -> Tensor:
+    """Return the table (..., 2, d) of angles (..., d / 2)."""
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack([torch.stack([cos, cos], dim=-1), torch.stack([-sin, sin], dim=-1)], dim=1).flatten(2)
+    return torch.stack([cos, cos, -sin, sin], dim=-1).unflatten(-1, (2, 2)).movedim(-2, -3).flatten(-2)
 
 
-def apply_rope(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate queries or keys (..., n, d) by table (..., n, 2, d), in float32 or the wider dtype of x.
+def ray_table(points: Tensor, *, head_width: int) -> Tensor:
+    """Return the table (..., n, 2, d) of points (..., n, 3) that tokens look at.
+
+    The pairs of channels that places hardly turn are turned by the coordinates, at frequencies from 1 to 16;
+    the others stay. Rotations by this table and by places add up.
+
+    Raises:
+        ValueError: If a head has too few channels.
+    """
+    waves = _ray_waves(head_width, points.dtype, points.device)
+    angle = (points[..., None] * waves).sum(-2)  # not a matrix product, which autocast would round
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.stack([cos, cos], dim=-1), torch.stack([-sin, sin], dim=-1)], dim=-3).flatten(
+        -2
+    )
+
+
+@cache  # as tables of places
+def _ray_waves(head_width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return how fast each pair of channels of a head turns with each coordinate, (3, d / 2)."""
+    with torch.inference_mode(False), torch.no_grad():
+        speeds = torch.cat([yarn_frequencies(width) for width in axis_widths(head_width)])
+        slow = (speeds < SLOW).nonzero()[:, 0]
+        count = len(slow) // 3
+        if not count:
+            raise ValueError(
+                f"Heads of width {head_width} have no channels to spare for rays; make them at least 12 "
+                "wide, or leave rays out."
+            )
+        frequencies = RAY_FASTEST ** torch.linspace(0, 1, count, dtype=torch.float64)
+        waves = torch.zeros(3, head_width // 2, dtype=torch.float64)
+        for axis in range(3):
+            waves[axis, slow[axis : 3 * count : 3]] = frequencies
+        return waves.to(device, dtype)
+
+
+def apply_rope(x: Tensor, table: Tensor, *, back: bool = False) -> Tensor:
+    """Rotate queries or keys (..., n, d) by table (..., n, 2, d), or back, in float32 or the wider dtype of
+    x.
 
     Written as x·cos + swap(x)·sin: few passes over memory when run as it stands, one when compiled.
     """
     cos, sin = table.to(torch.promote_types(x.dtype, torch.float32)).unbind(-2)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
+    return torch.addcmul(x * cos, swapped, sin, value=-1 if back else 1).to(x.dtype)

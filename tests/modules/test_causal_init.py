@@ -27,7 +27,7 @@ from tests.data.recordings import latents_sample, write_dataset
 from tests.modules.recording import Emulated, NothingFromTheHost
 from tests.modules.test_student import vae  # noqa: F401 - a fixture
 from tests.modules.test_teacher import teacher, trainer
-from tests.worlds import NANO, NANO_WORDS
+from tests.worlds import NANO, NANO_WORDS, RAYED
 
 CLIP = ClipSpec(height=32, width=48, horizons=(25,), block_latents=2)  # the image and three blocks
 POLICY = Compressed(window=2, schedule=(1, 2))
@@ -436,9 +436,9 @@ def test_two_processes_equal_one_data_parallel_and_sharded(tmp_path):
 # -- recording -----------------------------------------------------------------------------------------------
 
 
-def fitted(root, *, recorded: bool = False, graphs: bool = False, **settings) -> torch.Tensor:
+def fitted(root, *, recorded: bool = False, graphs: bool = False, net=NANO, **settings) -> torch.Tensor:
     """Fit for 10 steps of two batches each, with validations between -> all weights."""
-    module = causal_init(ema_decay=0.5, warmup_steps=3, cuda_graphs=graphs)
+    module = causal_init(net=net, ema_decay=0.5, warmup_steps=3, cuda_graphs=graphs)
     module.recorder = Emulated(module.parameters) if recorded else None
     rows = [batch([2 * i, 2 * i + 1]) for i in range(20)]
     trainer(
@@ -453,10 +453,11 @@ def test_steps_that_are_recorded_train_as_others_do_validations_or_not(tmp_path)
     assert torch.equal(fitted(tmp_path / "a"), fitted(tmp_path / "b", recorded=True))
 
 
+@pytest.mark.parametrize("net", [NANO, RAYED], ids=["plain", "rays"])
 @pytest.mark.parametrize("forcing", ["hybrid", "diffusion", "teacher"])
-def test_a_step_asks_nothing_of_the_host(forcing, monkeypatch):
+def test_a_step_asks_nothing_of_the_host(forcing, net, monkeypatch):
     """On the meta device, where a value that is asked for is an error."""
-    module = causal_init(forcing=forcing)
+    module = causal_init(forcing=forcing, net=net)
     module.configure_model()
     data = batch([0, 1])
     given = [module.given(data, blocks=blocks, steps=module.drawn_levels(data)) for blocks in (1, 2, 3)]
@@ -471,7 +472,8 @@ def test_a_step_asks_nothing_of_the_host(forcing, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_steps_are_replayed_as_they_were_recorded(tmp_path):
-    settings = {"accelerator": "gpu", "devices": 1}
+@pytest.mark.parametrize("net", [NANO, RAYED], ids=["plain", "rays"])
+def test_steps_are_replayed_as_they_were_recorded(net, tmp_path):
+    settings = {"accelerator": "gpu", "devices": 1, "net": net}
     plain = fitted(tmp_path / "a", **settings)
     torch.testing.assert_close(fitted(tmp_path / "b", graphs=True, **settings), plain, atol=1e-4, rtol=1e-3)

@@ -12,7 +12,6 @@ from relic.modules import SelfForcing
 from relic.modules.scores import check_teacher
 from relic.modules.self_forcing import Turns
 from relic.nn.checkpoints import WeightsSource, read_header, save_weights
-from relic.nn.control import ControlConfig
 from relic.nn.memory import Full, Memory, Window
 from relic.nn.student import FewSteps
 from relic.ops.actions import controls_of
@@ -27,11 +26,19 @@ from tests.modules.distillation import CLIP, STUDENT, Rollouts, batch, self_forc
 from tests.modules.recording import Emulated, NothingFromTheHost
 from tests.modules.test_teacher import trainer
 from tests.nn.streams import part
+from tests.worlds import NANO, RAYED
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, WeightsSource]:
     return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module", params=[NANO, RAYED], ids=["plain", "rays"])
+def worlds(request, tmp_path_factory) -> dict[str, Any]:
+    """Files of networks without and with rays, and their sizes."""
+    config = dataclasses.replace(STUDENT, net=request.param)
+    return {**write_files(tmp_path_factory.mktemp("worlds"), config=config), "net": request.param}
 
 
 def built(files: dict[str, WeightsSource], **changes: Any):
@@ -243,11 +250,11 @@ def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
 
 @pytest.mark.parametrize("context", ["clean", "last_step"])
 @pytest.mark.parametrize("grid", [(32, 48), (48, 80)], ids=["whole cells", "ragged cells"])
-def test_a_turn_asks_nothing_of_the_host(files, monkeypatch, context, grid):
+def test_a_turn_asks_nothing_of_the_host(worlds, monkeypatch, context, grid):
     """On the meta device, where a value that is asked for is an error."""
     clip = dataclasses.replace(LONG, height=grid[0], width=grid[1])
     sampler = FewSteps(steps=2, context=context)
-    module = built(files, clip=clip, guidance=4.0, sampler=sampler)
+    module = built(worlds, clip=clip, guidance=4.0, sampler=sampler)
     given = module.given(batch([0, 1], clip=clip))
     given = tree_map(lambda x: x.to("meta"), given)
     for owner in (module, module.real):
@@ -290,11 +297,11 @@ def test_recording_is_for_one_cuda_device_and_a_memory_that_plans_ahead(files, t
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("exit_step", [None, "random"])
-def test_turns_are_replayed_as_they_were_recorded(files, tmp_path, exit_step):
+def test_turns_are_replayed_as_they_were_recorded(worlds, tmp_path, exit_step):
     modules, logs = [], []
     for graphs in (False, True):
         record = Record()
-        module = self_forcing(files, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0)
+        module = self_forcing(worlds, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0)
         settings = {"max_steps": 20, "accelerator": "gpu", "val_check_interval": 5}
         trainer(tmp_path / str(graphs), callbacks=[record], **settings).fit(module, Validated(batches=20))
         modules.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
@@ -458,9 +465,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_step(files, tmp_path)
         with pytest.raises(ValueError, match=message):
             module = self_forcing({**files, "teacher": teachers[name]})
             trainer(tmp_path).fit(module, Rollouts())
-    rays = dataclasses.replace(
-        STUDENT, net=dataclasses.replace(STUDENT.net, control=ControlConfig(width=8, rays=(0.8, 0.5)))
-    )
+    rays = dataclasses.replace(STUDENT, net=RAYED)
     given = write_files(tmp_path / "rays", config=rays)
     check_teacher(given["teacher"].path, rays, rope_factor=rays.net.rope_factor)
     with pytest.raises(ValueError, match=r"net.control is .*0\.8.* there, .*None.* here"):

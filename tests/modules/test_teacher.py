@@ -77,6 +77,30 @@ def test_the_first_latent_is_clean_at_level_zero_and_out_of_the_loss():
     torch.testing.assert_close(loss, velocity_of(data.latents, noise)[:, 1:].square().mean((1, 2, 3, 4)))
 
 
+def test_clean_latents_of_a_prefix_are_given_and_out_of_the_loss():
+    module, recorder, data = teacher(), Recorder(), batch([0, 1])
+    sigma = torch.tensor([0.7, 0.2])
+    loss = module.denoising_loss(recorder, data, sigma=sigma, purpose="noise", prefix=torch.tensor([1, 2]))
+    assert torch.equal(recorder.sigma, torch.tensor([[0, 0.7, 0.7], [0, 0, 0.2]]))
+    assert torch.equal(recorder.latents[1, :2], data.latents[1, :2])
+    error = (module.normal(data.key, "noise", like=data.latents) - data.latents).square().mean((2, 3, 4))
+    torch.testing.assert_close(loss, torch.stack([error[0, 1:].mean(), error[1, 2]]))
+
+
+def test_prefixes_are_drawn_at_the_stated_rate_and_leave_something_to_do():
+    data = batch(list(range(400)))
+    assert teacher().draw_prefix(data) is None
+    drawn = teacher(prefix_share=0.5).draw_prefix(data)
+    assert sorted(set(drawn.tolist())) == [1, 2]  # of three latents
+    assert 0.17 < (drawn == 2).float().mean() < 0.33  # half of the half
+    assert torch.equal(teacher(prefix_share=0.5).draw_prefix(batch([7])), drawn[7:8])
+    module, recorder = teacher(prefix_share=1.0), Recorder()
+    module.configure_model()
+    module.net, module.log = recorder, lambda *a, **k: None
+    module.training_step(data, 0)
+    assert torch.equal((recorder.sigma == 0).sum(1), module.draw_prefix(data))
+
+
 def test_noise_and_levels_depend_on_the_sample_not_on_its_batch():
     module, recorder = teacher(), Recorder()
     losses = {}
@@ -249,6 +273,11 @@ def test_wrong_settings_are_named(tmp_path):
     clip = Clip(video=video, c2w=still, intrinsics_px=torch.ones(4), fps=16, d_bar=1.0)
     with pytest.raises(ValueError, match=r"ema_decay=1\.5"):
         teacher(ema_decay=1.5)
+    for wrong in ({"prefix_share": 1.5}, {"prefix_share": 0.5, "first_latent": "noised"}):
+        with pytest.raises(
+            ValueError, match=r"prefix_share=.* must be in \[0, 1\].*0 with first_latent: noised"
+        ):
+            teacher(**wrong)
     with pytest.raises(ValueError, match=r"words.width=64 must equal net.text_width=8"):
         teacher(words=type(NANO_WORDS)())
     with pytest.raises(FileNotFoundError, match="fit the stage that writes them first"):

@@ -15,10 +15,10 @@ from relic.ops.camera import (
     orthonormalise,
     pose_features,
     project,
-    ray_features,
     relative,
     rigid,
     rotation_from_angles,
+    shell_points,
     turn_deg,
     umeyama,
     unreal_to_opencv,
@@ -222,28 +222,34 @@ def test_pose_features_take_one_unit_per_sample():
     assert torch.equal(pose_features(paths, d_bar=units), alone)
 
 
-def test_rays_go_through_the_middles_of_cells():
+def test_shell_points_lie_on_the_rays_through_the_middles_of_cells():
     rows, columns, reach = 3, 4, (0.8, 0.6)
     c2w = cameras(7)
-    poses = pose_features(c2w).double()
-    rays = ray_features(poses, rows=rows, columns=columns, reach=reach, frequencies=(2.0,))
-    place, ray, moment, sine, cosine = rays.split([2, 3, 3, 3, 3], dim=-1)
-    assert rays.shape == (6, 12, 14)
-    close(ray.norm(dim=-1), torch.ones(6, 12, dtype=torch.float64), atol=1e-6)
+    poses = pose_features(c2w).double()[:, None]
+    points = shell_points(poses, rows=rows, columns=columns, reach=reach, inverse_depths=(0.2, 0.0))
+    assert points.shape == (6, 2, 12, 3)
+    near, far = points.unbind(1)
+    close(far.norm(dim=-1), torch.ones(6, 12, dtype=torch.float64), atol=1e-6)
     focal = torch.tensor([1 / reach[0], 1 / reach[1], 0, 0], dtype=torch.float64)  # pixels from -1 to 1
-    position = c2w[:, None, :3, 3]
-    pixels, depth = project(position + 5 * ray, invert_rigid(c2w), intrinsics_px=focal)
-    close(pixels, place, atol=1e-5)
+    pixels, depth = project(near / 0.2, invert_rigid(c2w), intrinsics_px=focal)
+    x, y = torch.tensor([-0.75, -0.25, 0.25, 0.75]), torch.tensor([-2 / 3, 0, 2 / 3])
+    close(pixels[0], torch.stack([x.repeat(3), y.repeat_interleave(4)], dim=-1).double(), atol=1e-5)
     assert (depth > 0).all()
-    close(place[0, 1], torch.tensor([-0.25, -2 / 3], dtype=torch.float64), atol=1e-6)
-    farther = position / 8 + 3 * ray  # the moment is that of any point on the ray
-    close(moment, torch.linalg.cross(farther, ray), atol=1e-6)
+    close((near / 0.2 - c2w[:, None, :3, 3]).norm(dim=-1), torch.full((6, 12), 5.0).double(), atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        again = ray_features(poses.float(), rows=rows, columns=columns, reach=reach, frequencies=(2.0,))
+        again = shell_points(
+            poses.float(), rows=rows, columns=columns, reach=reach, inverse_depths=(0.2, 0.0)
+        )
     assert again.dtype == torch.float32
-    close(again.double(), rays, atol=1e-5)
-    close(sine, (2 * ray).sin(), atol=1e-12)
-    close(cosine, (2 * ray).cos(), atol=1e-12)
+    close(again.double(), points, atol=1e-5)
+
+
+def test_shell_points_of_several_frames_are_their_mean_and_don_t_mind_their_order():
+    poses = pose_features(cameras(7)).double()
+    sizes = {"rows": 2, "columns": 3, "reach": (0.8, 0.6), "inverse_depths": (0.5, 0.0)}
+    alone = torch.stack([shell_points(poses[i : i + 1], **sizes) for i in range(4)])
+    close(shell_points(poses[:4], **sizes), alone.mean(0), atol=1e-12)
+    close(shell_points(poses[:4].flip(0), **sizes), shell_points(poses[:4], **sizes), atol=1e-12)
 
 
 # --- pictures and other worlds

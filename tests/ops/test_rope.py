@@ -11,6 +11,7 @@ from relic.ops.rope import (
     apply_rope,
     axis_widths,
     grid_table,
+    ray_table,
     rope_table,
     yarn_frequencies,
 )
@@ -86,3 +87,23 @@ def test_a_table_first_wanted_by_a_sample_can_be_trained_with():
     x = torch.ones(1, 1, 4, 24, dtype=torch.float64, requires_grad=True)
     apply_rope(x, grid_table((911,), 2, 2, head_width=24)).sum().backward()
     assert x.grad is not None
+
+
+def test_rays_turn_what_places_hardly_turn_each_coordinate_its_share():
+    table = ray_table(torch.eye(3, dtype=torch.float64), head_width=64)
+    turned = table[:, 1].abs().unflatten(-1, (-1, 2))[..., 0] > 0  # (3 coordinates, pairs)
+    assert turned.sum(1).tolist() == [7, 7, 7] and turned.sum(0).max() == 1
+    speeds = torch.cat([yarn_frequencies(width) for width in axis_widths(64)])
+    assert (speeds[turned.any(0)] < 1 / 8).all()
+    angles = torch.atan2(table[0, 1, 1::2], table[0, 0, ::2])[turned[0]]
+    torch.testing.assert_close(angles[:3], 16 ** (torch.arange(3.0, dtype=torch.float64) / 6))
+
+
+def test_rotations_by_rays_and_by_places_add_up_and_can_be_undone():
+    torch.manual_seed(0)
+    x, points = torch.randn(5, 24).double(), torch.randn(5, 3).double()
+    rays, places = ray_table(points, head_width=24), rope_table(torch.rand(5, 3) * 9, head_width=24)
+    torch.testing.assert_close(
+        apply_rope(apply_rope(x, rays), places), apply_rope(apply_rope(x, places), rays)
+    )
+    torch.testing.assert_close(apply_rope(apply_rope(x, rays), rays, back=True), x)
