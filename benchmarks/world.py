@@ -54,7 +54,7 @@ FORCING: dict[str, Any] = {  # the critic has little time to catch up, and capti
 }  # fmt: skip
 RATES = {"5s": 2e-3, "20s": 1e-3}  # of the teachers
 NET = {
-    "width": 256, "depth": 6, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32,
+    "width": 256, "depth": 8, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32,
     "control": {"width": 64},
 }  # fmt: skip
 STUDENTS = {  # stages, and which one each goes on from

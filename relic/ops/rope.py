@@ -159,7 +159,7 @@ def ray_table(points: Tensor, *, head_width: int) -> Tensor:
 @cache  # as tables of places
 def _ray_waves(head_width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return how fast each pair of channels of a head turns with each coordinate, (3, d / 2)."""
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():  # a network may be built on meta
         speeds = torch.cat([yarn_frequencies(width) for width in axis_widths(head_width)])
         slow = (speeds < SLOW).nonzero()[:, 0]
         count = len(slow) // 3

@@ -57,6 +57,13 @@ def test_the_null_action_drops_poses_and_rays():
     assert states.pose is None and states.rays is None
 
 
+def test_a_network_with_rays_is_built_without_memory_first():
+    with torch.device("meta"):
+        encoders = encoders_of(heads=3, rays=(0.8, 0.4), inverse_depths=(0.0,))
+    made = encoders.to_empty(device="cpu").ray_table(torch.rand(1, 3, 36), grid=GRID)
+    assert made.device.type == "cpu" and made.isfinite().all()
+
+
 def looking(path, *, heads=2, inverse_depths=(0.05, 0.0)):
     """Return the rays of a path (f, 4, 4) in d̄."""
     encoders = encoders_of(heads=heads, rays=(0.8, 0.4), inverse_depths=inverse_depths)
