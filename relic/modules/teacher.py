@@ -164,6 +164,7 @@ class TeacherExtension(RelicModule):
             "words": dataclasses.asdict(self.words) if self.words else None,
             "clip": dataclasses.asdict(self.clip),
             "sampler": dataclasses.asdict(self.sampler),
+            "prefix_share": self.prefix_share,
         }
 
     # -- loss ------------------------------------------------------------------------------------------------
@@ -296,7 +297,11 @@ class TeacherExtension(RelicModule):
             vae=vae,
             init=WeightsSource(path=path),
             ema_decay=None,
-            **{"sampler": EulerSampler(**config["sampler"]), **settings},
+            **{
+                "sampler": EulerSampler(**config["sampler"]),
+                "prefix_share": config.get("prefix_share", 0.0),
+                **settings,
+            },
         )
         module.configure_model()
         return module.eval()
@@ -305,41 +310,49 @@ class TeacherExtension(RelicModule):
 
     @torch.no_grad()
     def generate(self, clips: Sequence[Clip], *, prefix_frames: int = 1, seed: int) -> list[Tensor]:
-        """Generate each clip again from its first frame, prompt and camera path: uint8 (f, h, w, 3) each.
+        """Generate each clip again from its first frames, prompt and camera path: uint8 (f, h, w, 3) each.
+
+        What is given comes back as the autoencoder has it.
 
         Raises:
-            NotImplementedError: If more than one true frame is asked for: a bidirectional network takes the
-                image only.
+            NotImplementedError: If more than one true frame is asked for, of a network that was fitted with
+                prefix_share=0: it continues one image only.
+            ValueError: If the prefix is not 4k+1 frames, or is the whole clip.
         """
-        if prefix_frames != 1:
+        if prefix_frames != 1 and not self.prefix_share:
             raise NotImplementedError(
-                f"prefix_frames={prefix_frames}: the bidirectional teacher continues one image only."
+                f"prefix_frames={prefix_frames}: this teacher continues one image only; fit it with "
+                "prefix_share for longer ones."
             )
-        return [self._generate(clip, key=clip_key(clip, seed=seed)) for clip in clips]
+        return [self._generate(clip, prefix_frames, key=clip_key(clip, seed=seed)) for clip in clips]
 
-    def _generate(self, clip: Clip, *, key: int) -> Tensor:
-        latents_of(len(clip.video))
-        image = from_uint8(rearrange(clip.video[:1], "f h w c -> 1 f c h w").to(self.device))
+    def _generate(self, clip: Clip, prefix_frames: int, *, key: int) -> Tensor:
+        if latents_of(prefix_frames) >= latents_of(len(clip.video)):
+            raise ValueError(
+                f"prefix_frames={prefix_frames} leaves nothing to generate of {len(clip.video)} frames."
+            )
+        video = from_uint8(rearrange(clip.video[:prefix_frames], "f h w c -> 1 f c h w").to(self.device))
         actions = encode_actions(clip.c2w, d_bar=clip.d_bar)[None].float().to(self.device)
         text = word_ids(clip.captions[0] if clip.captions else "", length=self.net_config.text_length)
         return self.sample(
-            self.frozen_vae.encode(image),
+            self.frozen_vae.encode(video),
             actions=actions,
             text=text[None].to(self.device),
             key=torch.tensor([key]),
         )[0]
 
     @torch.no_grad()
-    def sample(self, image: Tensor, *, actions: Tensor, text: Tensor, key: Tensor) -> Tensor:
-        """Generate from the image latent (b, 1, c, h, w), actions (b, f, 13), text and keys (b,).
+    def sample(self, given: Tensor, *, actions: Tensor, text: Tensor, key: Tensor) -> Tensor:
+        """Generate from the clean first latents (b, n, c, h, w), the image's at least, actions (b, f, 13),
+        text and keys (b,).
 
         Returns uint8 video (b, f, h, w, 3) on the CPU.
         """
-        like = image.new_empty(len(image), latents_of(actions.shape[1]), *image.shape[2:])
+        like = given.new_empty(len(given), latents_of(actions.shape[1]), *given.shape[2:])
         x0 = self.sampler(
             self.averaged,
             self.normal(key, "sample", like=like),
-            image=image,
+            given=given,
             text=text,
             controls=controls_of(actions),
         )

@@ -99,7 +99,7 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class EulerSampler:
-    """Solve the flow ODE of a bidirectional network with the first latent kept clean.
+    """Solve the flow ODE of a bidirectional network with what is given of the clip kept clean.
 
     Args:
         steps: Euler steps.
@@ -118,16 +118,16 @@ class EulerSampler:
             raise ValueError(f"shift={self.shift} must be at least 1 (none).")
 
     def states(
-        self, net: Denoiser, noise: Tensor, *, image: Tensor, text: Tensor, controls: Controls | None
+        self, net: Denoiser, noise: Tensor, *, given: Tensor, text: Tensor, controls: Controls | None
     ) -> Iterator[Tensor]:
         """Yield the states (b, t, c, h, w) of the solution after each step; the last one is clean.
 
-        noise: (b, t, c, h, w); image: (b, 1, c, h, w), the clean first latent, at sigma 0 throughout (paper
-            §4.1).
+        noise: (b, t, c, h, w); given: (b, n, c, h, w), the clean first latents, at sigma 0 throughout (paper
+            §4.1: the image alone).
         """
-        xt = torch.cat([image, noise[:, 1:]], dim=1)
+        xt = torch.cat([given, noise[:, given.shape[1] :]], dim=1)
         moving = noise.new_ones(noise.shape[:2], dtype=torch.promote_types(noise.dtype, torch.float32))
-        moving[:, 0] = 0.0
+        moving[:, : given.shape[1]] = 0.0
         levels = sigma_schedule(self.steps, shift=self.shift).tolist()
         dropped = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
         for level, next_level in pairwise(levels):
@@ -145,7 +145,7 @@ class EulerSampler:
         noise: Tensor,
         *,
         levels: Sequence[float],
-        image: Tensor,
+        given: Tensor,
         text: Tensor,
         controls: Controls | None,
     ) -> Tensor:
@@ -156,14 +156,14 @@ class EulerSampler:
             ValueError: If the steps pass a level by, with numbers of steps that would not.
         """
         wanted = {*steps_to(levels, steps=self.steps, shift=self.shift), self.steps}
-        kept = [torch.cat([image, noise[:, 1:]], dim=1)] if 0 in wanted else []
-        states = self.states(net, noise, image=image, text=text, controls=controls)
+        kept = [torch.cat([given, noise[:, given.shape[1] :]], dim=1)] if 0 in wanted else []
+        states = self.states(net, noise, given=given, text=text, controls=controls)
         kept += [state for number, state in enumerate(states, 1) if number in wanted]
         return torch.stack(kept, dim=1)
 
     def __call__(
-        self, net: Denoiser, noise: Tensor, *, image: Tensor, text: Tensor, controls: Controls | None
+        self, net: Denoiser, noise: Tensor, *, given: Tensor, text: Tensor, controls: Controls | None
     ) -> Tensor:
         """Return the clean end state."""
-        *_, x0 = self.states(net, noise, image=image, text=text, controls=controls)
+        *_, x0 = self.states(net, noise, given=given, text=text, controls=controls)
         return x0

@@ -76,7 +76,7 @@ def ode_pairs(
                 net,
                 noise.to(place),
                 levels=levels,
-                image=image.to(place),
+                given=image.to(place),
                 text=text.to(place),
                 controls=controls_of(actions.to(place)),
             )

@@ -17,6 +17,7 @@ from relic.nn.wan_layout import write_public
 from relic.ops.actions import mirror_actions
 from relic.ops.flow import velocity_of
 from relic.types import Batch, Clip
+from tests.bundles import image_of, vae_of
 from tests.worlds import NANO, NANO_CLIP, NANO_WORDS, LatentWorld, batch
 
 
@@ -150,9 +151,25 @@ def test_the_sampler_solves_a_linear_flow_exactly_and_keeps_the_image():
     image, noise = target[:, :1], torch.randn_like(target)
     for steps in (1, 4):
         sampler = EulerSampler(steps=steps, guidance=3.0)
-        states = list(sampler.states(Straight(), noise, image=image, text=torch.zeros(1, 1), controls=None))
+        states = list(sampler.states(Straight(), noise, given=image, text=torch.zeros(1, 1), controls=None))
         assert len(states) == steps and all(torch.equal(s[:, :1], image) for s in states)
         torch.testing.assert_close(states[-1], target, atol=1e-5, rtol=0)
+
+
+def test_a_teacher_of_prefixes_goes_on_from_true_frames_and_its_file_says_so(tmp_path):
+    vae_of().save(tmp_path / "vae.safetensors")
+    trainer(tmp_path, max_steps=1).fit(teacher(prefix_share=0.5), LatentWorld())
+    files = {"path": str(tmp_path / "teacher.safetensors"), "vae": str(tmp_path / "vae.safetensors")}
+    module = TeacherExtension.from_file(**files, sampler=EulerSampler(steps=2))
+    c2w = torch.eye(4, dtype=torch.float64).expand(9, 4, 4)
+    clip = Clip(video=image_of(frames=9), c2w=c2w, intrinsics_px=torch.ones(4), fps=16, d_bar=1.0)
+    known = module.reconstruct([clip])[0][:5]
+    (longer,) = module.generate([clip], prefix_frames=5, seed=0)
+    assert longer.shape == clip.video.shape and (longer[:5].int() - known.int()).abs().max() <= 1
+    (shorter,) = module.generate([clip], seed=0)
+    assert not torch.equal(longer[5:], shorter[5:])
+    with pytest.raises(ValueError, match="prefix_frames=9 leaves nothing to generate of 9 frames"):
+        module.generate([clip], prefix_frames=9, seed=0)
 
 
 def test_the_moving_average_follows_its_recurrence(tmp_path):

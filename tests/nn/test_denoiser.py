@@ -17,7 +17,7 @@ def network() -> Denoiser:
     return net.requires_grad_(False)
 
 
-def euler(net, noise, *, image, text, controls, steps, shift, guidance, until):
+def euler(net, noise, *, given, text, controls, steps, shift, guidance, until):
     """The plain loop, written anew: the state after each step down to the level `until`."""
     grid = [i / steps for i in range(steps, -1, -1)]
     levels = [shift * u / (1 + (shift - 1) * u) for u in grid]
@@ -25,22 +25,23 @@ def euler(net, noise, *, image, text, controls, steps, shift, guidance, until):
     for now, after in pairwise(levels):
         if abs(now - until) < 1e-9:
             break
-        x[:, :1] = image
+        x[:, : given.shape[1]] = given
         sigma = torch.full(noise.shape[:2], now, dtype=noise.dtype)
-        sigma[:, 0] = 0
+        sigma[:, : given.shape[1]] = 0
         told = net(x, sigma=sigma, text=text, controls=controls)
         untold = net(x, sigma=sigma, text=text, controls=controls, drop_text=torch.ones(len(x)).bool())
         x = x + (after - now) * (untold + guidance * (told - untold))
-    x[:, :1] = image
+    x[:, : given.shape[1]] = given
     return x
 
 
+@pytest.mark.parametrize("known", [1, 2])
 @pytest.mark.parametrize(("student", "steps", "shift"), [(4, 12, 5.0), (4, 4, 1.0), (2, 6, 8.0)])
-def test_a_trajectory_holds_the_states_of_a_plain_euler_loop_at_the_levels(student, steps, shift):
+def test_a_trajectory_holds_the_states_of_a_plain_euler_loop_at_the_levels(student, steps, shift, known):
     data, net = batch([0, 1]), network()
     noise = torch.randn(2, 3, 4, 4, 6, dtype=torch.float64)
     given = {
-        "image": data.latents[:, :1].double(), "text": data.text,
+        "given": data.latents[:, :known].double(), "text": data.text,
         "controls": controls_of(data.actions.double()),
     }  # fmt: skip
     levels = FewSteps(steps=student, shift=shift).levels
@@ -50,12 +51,12 @@ def test_a_trajectory_holds_the_states_of_a_plain_euler_loop_at_the_levels(stude
     for state, until in zip(states.unbind(1), (*levels, 0.0), strict=True):
         plain = euler(net, noise, **given, steps=steps, shift=shift, guidance=2.5, until=until)
         torch.testing.assert_close(state, plain, atol=1e-10, rtol=1e-10)
-        assert torch.equal(state[:, :1], given["image"])
+        assert torch.equal(state[:, :known], given["given"])
 
 
 def test_steps_that_pass_a_level_by_are_refused():
     with pytest.raises(ValueError, match=r"50 steps shifted by 5 don't stand at all .* use 48 or 52 steps"):
         EulerSampler(steps=50).trajectory(
-            network(), torch.zeros(1, 3, 4, 4, 6), levels=FewSteps().levels, image=torch.zeros(1, 1, 4, 4, 6),
+            network(), torch.zeros(1, 3, 4, 4, 6), levels=FewSteps().levels, given=torch.zeros(1, 1, 4, 4, 6),
             text=torch.zeros(1, 6, dtype=torch.int64), controls=None,
         )  # fmt: skip
