@@ -248,6 +248,7 @@ class Chain:
         out = self.shared("pairs")
         words = ["ode-pairs", self.teacher("20s"), "--latents", self.root / "latents_20s"]
         words += ["--out", out, "--horizon", *self.horizons, "--windows", self.args.windows, "--batch", 16]
+        words += ["--prefix_share", 0.5]
         parts = 2 if self.args.device == "gpu" else 1
         commands = [[*words, "--part", part, parts] for part in range(parts)]
         self.run(out.name, out / "index.parquet", commands)

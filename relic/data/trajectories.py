@@ -1,8 +1,9 @@
 """Write ODE solutions of a teacher as shards, from the windows of a dataset of latents (paper §4.4).
 
-A solution starts from noise, the first latent, the actions and the caption of a window; it takes the place of
-the window's latents, and keeps where they came from. Shards hold a few windows each and are written whole or
-not at all: a run that was stopped goes on with the first one missing and ends with the same bytes.
+A solution starts from noise, the first latents (the image's, or more), the actions and the caption of a
+window; it takes the place of the window's latents, and keeps where they came from. Shards hold a few windows
+each and are written whole or not at all: a run that was stopped goes on with the first one missing and ends
+with the same bytes.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ SETTINGS_SCHEMA: Final = "relic-ode-pairs/1"
 
 
 class Solve(Protocol):
-    """What solves: noise (b, t, c, h, w), the first latents (b, 1, c, h, w), actions (b, f, 13) and word ids
-    (b, n), all on the CPU -> states (b, s, t, c, h, w), one a level and the clean end.
+    """What solves: noise (b, t, c, h, w), the first latents, clean, (b, n, c, h, w), actions (b, f, 13) and
+    word ids (b, n), all on the CPU -> states (b, s, t, c, h, w), one a level and the clean end.
     """
 
-    def __call__(self, noise: Tensor, /, *, image: Tensor, actions: Tensor, text: Tensor) -> Tensor: ...
+    def __call__(self, noise: Tensor, /, *, given: Tensor, actions: Tensor, text: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class PairsSettings:
     Args:
         horizons: Frames of the solutions, each 4k+1; every horizon gets its own shards.
         windows: Solutions of each horizon, spread evenly over scenes; None takes every window.
+        prefix_share: Share of the shards whose solutions go on from more than the image: from the image and
+            whole blocks of the window, any number but all.
         per_shard: Solutions in a shard: what a stopped run may have to do again.
         seed: Of the noise, and of which windows are taken.
         levels: Noise levels of the states that are kept, from 1 down; the clean end comes after them.
@@ -65,6 +68,7 @@ class PairsSettings:
 
     horizons: tuple[int, ...] = (81,)
     windows: int | None = None
+    prefix_share: float = 0.0
     per_shard: int = 16
     seed: int = 0
     levels: tuple[float, ...]
@@ -79,15 +83,18 @@ class PairsSettings:
         for name, value in {"windows": self.windows, "per_shard": self.per_shard}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        if not 0.0 <= self.prefix_share <= 1.0:
+            raise ValueError(f"prefix_share={self.prefix_share} must be in [0, 1], a share of the shards.")
         if not self.levels or self.levels[0] != 1.0 or min(self.levels) <= 0.0:
             raise ValueError(f"levels={self.levels} must go from 1 down and end above 0.")
 
 
 class PairsTask(NamedTuple):
-    """One output shard."""
+    """One output shard: what is solved, and from how many latents of each window."""
 
     shard: str
     windows: tuple[Window, ...]
+    known: int
 
 
 def plan_pairs(index: Index, settings: PairsSettings, *, clip: ClipSpec) -> list[PairsTask]:
@@ -121,8 +128,17 @@ def plan_pairs(index: Index, settings: PairsSettings, *, clip: ClipSpec) -> list
         ]
         for number, start in enumerate(range(0, len(windows), settings.per_shard)):
             name = f"shards/{horizon:03d}f-{number:05d}.tar"
-            tasks.append(PairsTask(name, tuple(windows[start : start + settings.per_shard])))
+            known = _known(settings, name, latents=latents_of(horizon), block_latents=clip.block_latents)
+            tasks.append(PairsTask(name, tuple(windows[start : start + settings.per_shard]), known))
     return tasks
+
+
+def _known(settings: PairsSettings, shard: str, *, latents: int, block_latents: int) -> int:
+    """Draw from how many latents the solutions of a shard go on: the image and whole blocks."""
+    rng = np.random.default_rng(derive_seed(settings.seed, "ode-pairs prefix", shard))
+    blocks = (latents - 1) // block_latents
+    longer = rng.random() < settings.prefix_share and blocks > 1
+    return 1 + block_latents * int(rng.integers(1, blocks)) if longer else 1
 
 
 def _long_enough(rows: Sequence[Row], horizon: int) -> list[Row]:
@@ -205,7 +221,8 @@ def write_pairs(
             path = out / task.shard
             if not path.exists():
                 remove_leftovers(path)
-                samples = _solved(_read(reader, task.windows), solve=solve, settings=settings, batch=batch)
+                starts = _read(reader, task.windows)
+                samples = _solved(starts, solve=solve, known=task.known, settings=settings, batch=batch)
                 write_shard(path, _told(samples, progress, done=done, total=total))
             done += len(task.windows)
             progress(done, total)
@@ -231,7 +248,7 @@ def _read(reader: WindowReader, windows: Sequence[Window]) -> Iterator[_Start]:
 
 
 def _solved(
-    starts: Iterator[_Start], *, solve: Solve, settings: PairsSettings, batch: int
+    starts: Iterator[_Start], *, solve: Solve, known: int, settings: PairsSettings, batch: int
 ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     """Yield the samples of windows of one length, in order."""
     while begun := list(itertools.islice(starts, batch)):
@@ -241,7 +258,7 @@ def _solved(
         # start of a solution does not depend on the device
         states = solve(
             noise,
-            image=latents[:, :1],
+            given=latents[:, :known],
             actions=torch.stack([sample.actions for sample in samples]),
             text=torch.stack([sample.text for sample in samples]),
         )
@@ -250,10 +267,12 @@ def _solved(
         if states.shape != expected:
             raise ValueError(f"the teacher made states {tuple(states.shape)}; {expected} are needed.")
         for start, solution in zip(begun, states, strict=True):
-            yield _sample(start, solution, settings=settings)
+            yield _sample(start, solution, known=known, settings=settings)
 
 
-def _sample(start: _Start, states: Tensor, *, settings: PairsSettings) -> tuple[str, dict[str, bytes]]:
+def _sample(
+    start: _Start, states: Tensor, *, known: int, settings: PairsSettings
+) -> tuple[str, dict[str, bytes]]:
     """Pack states (s, t, c, h, w) and actions of a window."""
     window, row = start.window, start.window.row
     half = states.half()
@@ -274,6 +293,7 @@ def _sample(start: _Start, states: Tensor, *, settings: PairsSettings) -> tuple[
         "pivot": row.pivot if turned else None,
         "vae_sha256": row.vae_sha256,
         "window": row.key,
+        "known_latents": known,
         **_provenance(settings),
     }
     members = {
@@ -306,6 +326,7 @@ def _description(storage: Storage, settings: PairsSettings) -> dict[str, Any]:
         "source": hashlib.sha256(storage.read(INDEX_NAME)).hexdigest(),
         "horizons": sorted(settings.horizons),
         "windows": settings.windows,
+        "prefix_share": settings.prefix_share,
         "per_shard": settings.per_shard,
         "seed": settings.seed,
         **_provenance(settings),

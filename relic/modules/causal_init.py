@@ -44,13 +44,14 @@ class SaysLevels(Protocol):
 class Given(NamedTuple):
     """What is presented of a batch: tensors alone, so that a step computed from it can be recorded.
 
-    noisy, sigma: states (b, t, c, h, w) and their levels (b, t); clean, clean_sigma: (b, t', c, h, w) and (b,
-    t'), what generation would have cached; end: (b, t, c, h, w), what the noisy ones lead to; text, controls:
-    of the clip.
+    noisy, sigma: states (b, t, c, h, w) and their levels (b, t); scored: (b, t), 0 where a solution was given
+    its latent; clean, clean_sigma: (b, t', c, h, w) and (b, t'), what generation would have cached; end: (b,
+    t, c, h, w), what the noisy ones lead to; text, controls: of the clip.
     """
 
     noisy: Tensor
     sigma: Tensor
+    scored: Tensor
     clean: Tensor
     clean_sigma: Tensor
     end: Tensor
@@ -67,7 +68,7 @@ class CausalInit(StudentModule):
     the memory would hold them: the clean end, at the noise level that generation caches. Gradients pass
     through the keys and values of these clean blocks, so that writing the memory is learned with reading it.
     `diffusion` has only noisy blocks after the image; `teacher` has every block noisy, each with its past
-    clean.
+    clean. Latents that a solution was given, and not only the image, are context and out of the loss.
 
     Args:
         net: Sizes of the DiT, the teacher's, with the YaRN factor of its longest horizon: the student keeps
@@ -205,11 +206,12 @@ class CausalInit(StudentModule):
         noisy = states[rows, of_latents, torch.arange(start, total, device=states.device)].float()
         levels = torch.tensor(self.student.sampler.levels, device=states.device)
         end = states[:, -1, :total].float()
+        scored = (states[:, 0, start:total] != states[:, -1, start:total]).flatten(2).any(-1).float()
         context, context_sigma = self._context(
             end, batch.key, latents=block_range(clean, block_latents=size).stop
         )
         return Given(
-            noisy=noisy, sigma=levels[of_latents], clean=context, clean_sigma=context_sigma,
+            noisy=noisy, sigma=levels[of_latents], scored=scored, clean=context, clean_sigma=context_sigma,
             end=end[:, start:], text=batch.text,
             controls=controls_of(batch.actions[:, : 1 + TIME_STRIDE * (total - 1)]),
         )  # fmt: skip
@@ -219,7 +221,8 @@ class CausalInit(StudentModule):
             net, given.noisy, clean=given.clean, sigma=given.sigma, clean_sigma=given.clean_sigma,
             text=given.text, controls=given.controls, plan=self.plan, forcing=self.forcing,
         )  # fmt: skip
-        return ode_regression_loss(x0_of(given.noisy, velocity, sigma=given.sigma), given.end)
+        x0 = x0_of(given.noisy, velocity, sigma=given.sigma)
+        return ode_regression_loss(x0, given.end, weight=given.scored)
 
     def _states(self, batch: Batch) -> Tensor:
         needed = self.student.sampler.steps + 1

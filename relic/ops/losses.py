@@ -60,8 +60,10 @@ def flow_matching_loss(velocity: Tensor, target: Tensor, *, weight: Tensor) -> T
     return (weight * error).sum(1) / counted
 
 
-def ode_regression_loss(x0: Tensor, end: Tensor) -> Tensor:
-    """Return the mean squared error per sample, (b,), of clean latents that are predicted from states of an
-    ODE's solutions, against the ends of those solutions (paper §4.4). x0, end: (b, t, c, h, w).
+def ode_regression_loss(x0: Tensor, end: Tensor, *, weight: Tensor) -> Tensor:
+    """Return the weighted mean squared error per sample, (b,), of clean latents that are predicted from
+    states of an ODE's solutions, against the ends of those solutions (paper §4.4).
+
+    x0, end: (b, t, c, h, w); weight: (b, t), as in `flow_matching_loss`.
     """
-    return reduce((x0.float() - end.float()).square(), "b t c h w -> b", "mean")
+    return flow_matching_loss(x0, end, weight=weight)

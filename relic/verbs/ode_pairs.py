@@ -26,6 +26,7 @@ def ode_pairs(
     out: str,
     horizon: tuple[int, ...] = (81,),
     windows: int | None = None,
+    prefix_share: float = 0.0,
     student_steps: int = 4,
     steps: int | None = None,
     shift: float | None = None,
@@ -44,6 +45,8 @@ def ode_pairs(
         out: Folder of the shards of solutions.
         horizon: Frames of the solutions, 4k+1; several are allowed.
         windows: Solutions of each horizon, spread over scenes; by default every window.
+        prefix_share: Share of the solutions that go on from more than the image, from a clean start of any
+            length; for a teacher that was fitted with prefix_share.
         student_steps: Denoising steps of the student; states are kept at its noise levels.
         steps: Euler steps, a multiple of student_steps; by default the teacher's.
         shift: Warp of the noise levels of teacher and student towards noise; by default the teacher's.
@@ -62,21 +65,26 @@ def ode_pairs(
         raise ValueError(
             f"{teacher} has no control, so its student could not be steered; fit a teacher with net.control."
         )
-    given = {"steps": steps, "shift": shift, "guidance": guidance}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    if prefix_share and not module.prefix_share:
+        raise ValueError(
+            f"prefix_share={prefix_share}, but {teacher} continues one image only; fit a teacher with "
+            "prefix_share, or leave it 0."
+        )
+    wanted = {"steps": steps, "shift": shift, "guidance": guidance}
+    chosen = {name: value for name, value in wanted.items() if value is not None}
     sampler = dataclasses.replace(module.sampler, **chosen)  # type: ignore[arg-type]
     levels = FewSteps(steps=student_steps, shift=sampler.shift).levels
     steps_to(levels, steps=sampler.steps, shift=sampler.shift)  # fails before time is spent
     net = module.trained.to(place)
 
     @torch.inference_mode()
-    def solve(noise: Tensor, *, image: Tensor, actions: Tensor, text: Tensor) -> Tensor:
+    def solve(noise: Tensor, *, given: Tensor, actions: Tensor, text: Tensor) -> Tensor:
         with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
             return sampler.trajectory(
                 net,
                 noise.to(place),
                 levels=levels,
-                given=image.to(place),
+                given=given.to(place),
                 text=text.to(place),
                 controls=controls_of(actions.to(place)),
             )
@@ -84,6 +92,7 @@ def ode_pairs(
     settings = PairsSettings(
         horizons=tuple(horizon),
         windows=windows,
+        prefix_share=prefix_share,
         per_shard=per_shard,
         seed=seed,
         levels=levels,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,12 @@ def settings(**changes) -> PairsSettings:
     return PairsSettings(**given)
 
 
-def straight(noise: Tensor, *, image: Tensor, actions: Tensor, text: Tensor) -> Tensor:
+def straight(noise: Tensor, *, given: Tensor, actions: Tensor, text: Tensor) -> Tensor:
     """A teacher of a kind: from noise straight to the image, brightened by the actions and the prompt."""
     told = actions.sum((1, 2)) / 100 + text.sum(1) % 7
-    end = image + torch.zeros_like(noise) + told[:, None, None, None, None]
+    end = given[:, :1] + torch.zeros_like(noise) + told[:, None, None, None, None]
     states = torch.stack([noise, 0.5 * (noise + end), end], dim=1)
-    states[:, :, :1] = image[:, None]
+    states[:, :, : given.shape[1]] = given[:, None]
     return states
 
 
@@ -79,6 +80,23 @@ def test_every_window_gets_a_solution_with_its_actions_description_and_provenanc
         assert (states[:, 0] == truth[0]).all()
         middle = 0.5 * (states[0].astype(float) + states[2])
         np.testing.assert_allclose(states[1], middle, atol=1e-2)
+
+
+def test_some_shards_go_on_from_true_blocks_of_their_windows(latents, tmp_path):
+    plan = plan_pairs(
+        Index.open(latents), settings(prefix_share=0.5, per_shard=1), clip=replace(CLIP, block_latents=2)
+    )
+    known = [task.known for task in plan]
+    assert set(known) <= {1, 3, 5, 7} and len(set(known)) > 1 and 2 <= known.count(1) <= 6
+    write(latents, tmp_path, prefix_share=1.0)
+    windows = {row.key: row for row in Index.open(latents).rows}
+    for row in Index.open(tmp_path).rows:
+        held = members(tmp_path, row)
+        description = load_json(held[JSON], schema=LATENTS_SCHEMA)
+        truth = load_array(members(latents, windows[description["window"]])[LATENTS])
+        states = load_array(held[TRAJECTORY])
+        assert description["known_latents"] == 5  # of nine, in blocks of four
+        assert (states[:, :5] == truth[:5]).all() and (states[0, 5:] != states[2, 5:]).any((1, 2, 3)).all()
 
 
 def test_the_noise_is_a_function_of_seed_window_and_horizon(latents, pairs, tmp_path):
@@ -211,6 +229,7 @@ def test_parts_share_the_work_and_the_last_one_writes_the_index(latents, pairs, 
     ("changes", "message"),
     [
         ({"seed": 3}, "begun with seed=0, not 3"),
+        ({"prefix_share": 0.5}, "begun with prefix_share=0.0, not 0.5"),
         ({"levels": (1.0, 0.6)}, "begun with levels="),
         ({"sampler": {"steps": 8, "shift": 1.0, "guidance": 1.0}}, "begun with sampler="),
         ({"teacher_sha256": "cd" * 32}, "begun with another teacher"),
@@ -232,6 +251,7 @@ def test_what_does_not_fit_is_named(latents, tmp_path):
     fails("encoded from 64x64", clip=ClipSpec(height=64, width=96, horizons=(33,)))
     fails("must name different lengths", horizons=(33, 33))
     fails(r"levels=\(0.9, 0.5\) must go from 1 down", levels=(0.9, 0.5))
+    fails(r"prefix_share=2 must be in \[0, 1\]", prefix_share=2)
     fails("per_shard=0 must be at least 1", per_shard=0)
     fails("batch=0 must be at least 1", batch=0)
     fails("part=2 2 must be one of 2 parts", part=(2, 2))

@@ -17,6 +17,7 @@ from relic.modules import CausalInit
 from relic.nn.checkpoints import WeightsSource, load_weights, read_header
 from relic.nn.student import FewSteps, StudentConfig
 from relic.ops.flow import add_noise, velocity_of
+from relic.ops.losses import ode_regression_loss
 from relic.ops.randomness import derive_seed, keyed_generator, keyed_normal
 from relic.ops.retention import Compressed, Window
 from relic.ops.words import word_ids
@@ -152,6 +153,21 @@ def test_the_loss_is_the_error_of_x0_over_the_noisy_latents():
     loss = module.regression_loss(Zero(data.trajectory[:, -1]), data, blocks=3, steps=steps)
     noise, end = data.trajectory[:, 0, 3:], data.trajectory[:, -1, 3:]
     torch.testing.assert_close(loss, velocity_of(end, noise).square().mean((1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize(("forcing", "first"), [("hybrid", 3), ("teacher", 1)])
+def test_latents_that_a_solution_was_given_are_out_of_the_loss(forcing, first):
+    module, data = causal_init(forcing=forcing), batch([0, 1, 2])
+    data.trajectory[1, :, :5] = data.trajectory[1, -1:, :5]  # given the image and two blocks of two
+    data.trajectory[2] = data.trajectory[2, -1:]  # given all
+    given = module.given(data, blocks=3, steps=torch.zeros(3, 3, dtype=torch.long))
+    scored = torch.ones(3, 7)
+    scored[1, :5], scored[2] = 0, 0
+    assert torch.equal(given.scored, scored[:, first:])
+    error = (x := torch.rand(2, *given.end.shape))[0].sub(x[1]).square().mean((2, 3, 4))
+    loss = ode_regression_loss(*x, weight=given.scored)
+    torch.testing.assert_close(loss[1], error[1, 5 - first :].mean())
+    assert loss[2] == 0
 
 
 @pytest.mark.parametrize("forcing", ["hybrid", "teacher"])

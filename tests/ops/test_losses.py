@@ -35,4 +35,6 @@ def test_the_regression_loss_is_a_mean_for_each_sample():
     x0, end = torch.zeros(2, 3, 1, 2, 2), torch.zeros(2, 3, 1, 2, 2)
     end[0, 1] = 3.0
     end[1] = 2.0
-    assert ode_regression_loss(x0, end).tolist() == [3.0, 4.0]
+    assert ode_regression_loss(x0, end, weight=torch.ones(2, 3)).tolist() == [3.0, 4.0]
+    weight = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert ode_regression_loss(x0, end, weight=weight).tolist() == [4.5, 0.0]

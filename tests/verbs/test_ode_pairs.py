@@ -61,7 +61,7 @@ def test_the_verb_writes_the_states_of_the_teacher_at_the_levels_of_the_student(
         assert description["sampler"] == {"steps": 8, "shift": 3.0, "guidance": 2.0}
         states = torch.from_numpy(load_array(held[TRAJECTORY])).float()[None]
         given = {
-            "image": states[:, 0, :1], "text": word_ids(description["caption"], length=6)[None],
+            "given": states[:, 0, :1], "text": word_ids(description["caption"], length=6)[None],
             "controls": controls_of(torch.from_numpy(load_array(held[ACTIONS]))[None]),
         }  # fmt: skip
         for state, until in zip(states.unbind(1), (*levels, 0.0), strict=True):
@@ -79,6 +79,17 @@ def test_steps_shift_and_guidance_may_differ_from_the_teachers(latents, tmp_path
     run(path, latents, out, *extra, "--per_shard", "3", "--part", "1", "2")
     assert json.loads((out / "ode_pairs.json").read_text())["levels"] == [1.0, 0.5]
     assert [p.name for p in (out / "shards").iterdir()] == ["017f-00001.tar"]
+
+
+def test_a_teacher_of_prefixes_goes_on_from_true_latents(latents, tmp_path):
+    path = teacher(tmp_path / "t.safetensors", prefix_share=0.5)
+    run(path, latents, tmp_path / "out", "--prefix_share", "1")
+    for row in Index.open(tmp_path / "out").rows:
+        states = load_array(members(tmp_path / "out", row)[TRAJECTORY])
+        known = (states[0] == states[-1]).all((1, 2, 3)).sum()
+        assert known > 1 and (states[:, :known] == states[-1, :known]).all()
+    with pytest.raises(SystemExit, match=r"prefix_share=1.0, but .* continues one image only"):
+        run(teacher(tmp_path / "u.safetensors"), latents, tmp_path / "no", "--prefix_share", "1")
 
 
 def test_what_does_not_fit_is_said_before_time_is_spent(latents, tmp_path):
