@@ -32,8 +32,8 @@ def fit(args: argparse.Namespace, *, seed: int) -> tuple[TeacherExtension, World
         validation_scenes=args.validation_scenes, validation_windows=args.windows,
     )  # fmt: skip
     module = TeacherExtension(
-        net=DiTConfig.tiny(latent_channels=args.latent_channels), clip=clip, words=WordTableConfig(),
-        seed=seed, warmup_steps=100,
+        net=DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=args.latent_channels),
+        clip=clip, words=WordTableConfig(), seed=seed, warmup_steps=100,
         compute=Compute(compile_blocks=args.compile),
         optimizer=lambda p: torch.optim.AdamW(p, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01),
     )  # fmt: skip

@@ -27,7 +27,7 @@ def write_world(path: Path, *, size: tuple[int, int], frames: int) -> None:
     """Write an untrained world of the smallest sizes that the configs name."""
     torch.manual_seed(0)
     vae = TinyVAE(TinyVAEConfig.tiny()).eval().requires_grad_(False)
-    net = DiTConfig.tiny(latent_channels=vae.config.latent_channels)
+    net = DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=vae.config.latent_channels)
     clip = ClipSpec(height=size[0], width=size[1], horizons=(frames,))
     config = StudentConfig(
         net=net,

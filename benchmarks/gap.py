@@ -186,7 +186,7 @@ def teacher(args: argparse.Namespace, *, lr: float, **settings: Any) -> TeacherE
 
 
 def network(args: argparse.Namespace, **changes: Any) -> DiTConfig:
-    return DiTConfig.tiny(latent_channels=args.channels, **changes)
+    return DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=args.channels, **changes)
 
 
 def latents_module(args: argparse.Namespace, root: Path, *, held: int, **settings: Any) -> WorldDataModule:

@@ -28,9 +28,11 @@ from relic.world import World
 
 def world_of(args: argparse.Namespace, *, block_latents: int, dtype: torch.dtype) -> World:
     """Return a world of random weights."""
+    rows, columns = args.size
     net = DiTConfig(
         width=args.width, depth=args.depth, heads=args.width // 64, ffn=4 * args.width, text_width=64,
-        text_length=32, control=ControlConfig(width=64), rope_factor=81 / 21,
+        text_length=32, rope_factor=81 / 21,
+        control=ControlConfig(width=64, rays=(0.77, 0.77 * rows / columns)),
     )  # fmt: skip
     clip = ClipSpec(
         height=args.size[0], width=args.size[1], horizons=(args.frames,), block_latents=block_latents
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 4], help="latents of a block")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])

@@ -41,7 +41,7 @@ def main() -> None:
         validation_scenes=0, evaluation_scenes=0,
     )  # fmt: skip
     compute = Compute(compile_blocks=args.compile)
-    net = DiTConfig.tiny(latent_channels=args.latent_channels)
+    net = DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=args.latent_channels)
     module = TeacherExtension(net=net, clip=clip, words=WordTableConfig(), compute=compute)
     profiler = SimpleProfiler()
     gpu = torch.cuda.is_available()

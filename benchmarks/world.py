@@ -53,10 +53,7 @@ FORCING: dict[str, Any] = {  # the critic has little time to catch up, and capti
     },
 }  # fmt: skip
 RATES = {"5s": 2e-3, "20s": 1e-3}  # of the teachers
-NET = {
-    "width": 256, "depth": 8, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32,
-    "control": {"width": 64},
-}  # fmt: skip
+NET = yaml.safe_load(find_config("configs/net/tiny.yaml").read_text())
 STUDENTS = {  # stages, and which one each goes on from
     "causal_init": None, "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s",
 }  # fmt: skip
@@ -194,9 +191,9 @@ class Chain:
         for horizon, before in (("5s", None), ("20s", "5s")):
             stage = f"teacher_{horizon}"
             settings: dict[str, Any] = {
-                "net": self.net, "vae": str(self.vae), "prefix_share": 0.5,
+                "net": self.net, "vae": str(self.vae),
                 "compute": {"compile_blocks": self.args.device == "gpu", "residual": self.residual},
-                "optimizer": {"class_path": "relic.parallel.Muon", "init_args": {"lr": RATES[horizon]}},
+                "optimizer": {"init_args": {"lr": RATES[horizon]}},
             }  # fmt: skip
             if before:
                 settings["net"] |= {"rope_factor": YARN}
