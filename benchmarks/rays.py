@@ -33,7 +33,7 @@ from relic.parallel import Muon
 from relic.types import Clip, ClipSpec
 
 
-def fitted(args: argparse.Namespace, clip: ClipSpec, *, rays: tuple[float, float] | None) -> TeacherExtension:
+def fitted(args: argparse.Namespace, clip: ClipSpec, *, rays: float) -> TeacherExtension:
     """Fit a teacher; say its loss and seconds."""
     control = ControlConfig(width=64, rays=rays, inverse_depths=tuple(args.inverse_depths))
     module = TeacherExtension(
@@ -89,8 +89,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["paper", "rays"], help="fit one of the two")
     args = parser.parse_args()
     clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
-    half = math.tan(math.radians(FIELD_OF_VIEW_DEG) / 2)
-    views = {"paper": None, "rays": (half, half * args.size[0] / args.size[1])}
+    views = {"paper": 0.0, "rays": math.tan(math.radians(FIELD_OF_VIEW_DEG) / 2)}
     print(describe_machine())
     clips = read_clips(
         args.clips, split="validation", num_clips=args.count, num_frames=args.frames, seed=args.seed,

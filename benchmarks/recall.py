@@ -12,6 +12,7 @@ through the autoencoder. The picture has truth and the first two of these for so
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from tqdm import tqdm
 from relic.data import read_clips
 from relic.metrics import psnr
 from relic.modules import TeacherExtension
-from relic.nn.denoiser import EulerSampler
 from relic.types import Clip
 
 SHOWN = 4  # clips in the picture
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default="recall.png", help="the picture")
     args = parser.parse_args()
-    sampler = EulerSampler(steps=args.steps, shift=3.0, guidance=1.0)
-    module = TeacherExtension.from_file(args.teacher, vae=args.vae, sampler=sampler).to(args.device)
+    module = TeacherExtension.from_file(args.teacher, vae=args.vae).to(args.device)
+    module.sampler = replace(module.sampler, steps=args.steps)
     clips = read_clips(
         args.clips, split="validation", num_clips=args.count, num_frames=args.frames, seed=args.seed,
         validation_scenes=args.count, evaluation_scenes=0,
@@ -83,7 +83,8 @@ def main() -> None:
         every = torch.stack(values)
         quarters = "  ".join(f"{float(part.mean()):5.2f}" for part in every.chunk(4, dim=1))
         each = every.mean(1)
-        print(f"{name:<30} {float(each.mean()):5.2f} ± {float(each.std()):4.2f} over clips  | {quarters}")
+        spread = float(each.std(correction=0))
+        print(f"{name:<30} {float(each.mean()):5.2f} ± {spread:4.2f} over clips  | {quarters}")
     print(f"wrote {args.out}")
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -35,7 +34,6 @@ from machine import describe_machine
 
 from relic.cli import find_config
 from relic.data.claim import in_turn
-from relic.engine.capture import FIELD_OF_VIEW_DEG
 
 SECONDS = {
     "autoencoder": 130,
@@ -224,10 +222,8 @@ class Chain:
 
     @property
     def net(self) -> dict[str, Any]:
-        """Sizes of all networks of the arm: attention knows the rays of the engine's camera."""
-        half = math.tan(math.radians(FIELD_OF_VIEW_DEG) / 2)
-        rays = [half, half * self.args.size[0] / self.args.size[1]]
-        return merged(merged(NET, {"control": {"rays": rays}}), self.arm.get("network", {}))
+        """Sizes of all networks of the arm."""
+        return merged(NET, self.arm.get("network", {}))
 
     def shared(self, name: str) -> Path:
         """Return the folder of what arms share unless they have another network."""

@@ -155,6 +155,7 @@ def test_a_teacher_starts_from_a_public_folder_named_on_the_command_line(tmp_pat
     words = (
         f"--model.init_args.init.path={tmp_path / 'wan'}",
         "--model.init_args.init.missing=[control,words]",
+        "--model.init_args.net.control.rays=0",
     )
     cli = build(TEACHERS[0], HORIZONS[0], extra=(*words, "--trainer.accelerator=cpu"))
     cli.model.configure_model()

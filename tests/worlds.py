@@ -26,7 +26,7 @@ NANO = DiTConfig(
     text_length=6,
     control=ControlConfig(width=8),
 )
-RAYED = replace(NANO, control=ControlConfig(width=8, rays=(0.8, 0.5), inverse_depths=(0.1, 0.0)))
+RAYED = replace(NANO, control=ControlConfig(width=8, rays=0.75, inverse_depths=(0.1, 0.0)))
 NANO_WORDS = WordTableConfig(width=8)
 NANO_CLIP = ClipSpec(height=32, width=48, horizons=(9,), block_latents=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -206,13 +206,13 @@ class CausalInit(StudentModule):
         noisy = states[rows, of_latents, torch.arange(start, total, device=states.device)].float()
         levels = torch.tensor(self.student.sampler.levels, device=states.device)
         end = states[:, -1, :total].float()
-        scored = (states[:, 0, start:total] != states[:, -1, start:total]).flatten(2).any(-1).float()
-        context, context_sigma = self._context(
-            end, batch.key, latents=block_range(clean, block_latents=size).stop
-        )
+        held, held_sigma = self._context(end, batch.key)
+        scored = solved(states)[:, start:total]
+        kept = block_range(clean, block_latents=size).stop
         return Given(
-            noisy=noisy, sigma=levels[of_latents], scored=scored, clean=context, clean_sigma=context_sigma,
-            end=end[:, start:], text=batch.text,
+            noisy=torch.where(scored[..., None, None, None], noisy, held[:, start:]),
+            sigma=torch.where(scored, levels[of_latents], held_sigma[:, start:]), scored=scored.float(),
+            clean=held[:, :kept], clean_sigma=held_sigma[:, :kept], end=end[:, start:], text=batch.text,
             controls=controls_of(batch.actions[:, : 1 + TIME_STRIDE * (total - 1)]),
         )  # fmt: skip
 
@@ -240,19 +240,19 @@ class CausalInit(StudentModule):
             self.forcing
         ]
 
-    def _context(self, end: Tensor, key: Tensor, *, latents: int) -> tuple[Tensor, Tensor]:
-        """Return the first `latents` latents as generation caches them, and their noise levels (b, t)."""
+    def _context(self, end: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latents as generation caches them, and their noise levels (b, t)."""
         sigma = torch.full(end.shape[:2], self.student.sampler.context_level, device=end.device)
         sigma[:, 0] = 0.0  # the image always is clean
         if self.student.sampler.context_level:
             # drawn for the whole clip: what a sample gets does not depend on how much of it is used
             end = add_noise(end, self.normal(key, "context", like=end), sigma=sigma)
-        return end[:, :latents], sigma[:, :latents]
+        return end, sigma
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         given = self.given(batch, blocks=self.drawn_blocks(batch), steps=self.drawn_levels(batch))
         if self.recorder is None:
-            loss = self._losses(self.trained, given).mean()
+            loss = _mean(self._losses(self.trained, given), given)
         else:  # with its backward pass, so that the one to come finds nothing behind the loss
             loss = self.recorder.of(self.learn)(given, parts=self.trainer.accumulate_grad_batches)
             loss = loss.clone().requires_grad_()
@@ -261,7 +261,7 @@ class CausalInit(StudentModule):
 
     def learn(self, given: Given, *, parts: int) -> Tensor:
         """Leave the gradients of a batch, one of `parts` that make a step; return its loss."""
-        loss = self._losses(self.trained, given).mean()
+        loss = _mean(self._losses(self.trained, given), given)
         (loss / parts).backward()
         return loss.detach()
 
@@ -296,20 +296,45 @@ class CausalInit(StudentModule):
         blocks, losses = self.blocks_of(batch), {}
         for number, level in enumerate(self.student.sampler.levels):
             steps = torch.full((len(batch.key), blocks), number, device=batch.actions.device)
-            loss = self.regression_loss(self.averaged, batch, blocks=blocks, steps=steps)
-            losses[f"{level:.3f}"] = loss.mean()
+            given = self.given(batch, blocks=blocks, steps=steps)
+            losses[f"{level:.3f}"] = _mean(self._losses(self.averaged, given), given)
         return losses
 
     @torch.no_grad()
     def rollout_psnr(self, batch: Batch) -> Tensor:
-        """Return the PSNR (dB) of the first `rollout_blocks` generated blocks against the teacher's solution,
-        both decoded.
+        """Return the PSNR (dB) of the first `rollout_blocks` blocks generated after what a solution was given
+        (fewer where the clip ends) against the teacher's solution, both decoded.
         """
-        blocks = min(self.rollout_blocks, self.blocks_of(batch))
-        latents = block_range(blocks, block_latents=self.clip.block_latents).stop
+        size = self.clip.block_latents
+        known = (~solved(self._states(batch))).sum(1).clamp(min=1)
+        known = 1 + (known - 1) // size * size  # the image and whole blocks
+        scores = []
+        for count in known.unique().tolist():
+            rows = (known == count).nonzero()[:, 0]
+            part = Batch(*(None if x is None else x[rows.to(x.device)] for x in batch))  # type: ignore[arg-type]
+            scores.append(self._rollout_psnr(part, known=count))
+        return torch.cat(scores).mean()
+
+    def _rollout_psnr(self, batch: Batch, *, known: int) -> Tensor:
+        latents = min(
+            known + self.rollout_blocks * self.clip.block_latents, latents_of(batch.actions.shape[1])
+        )
         truth = self.clean_latents(batch)[:, :latents]
         actions = batch.actions[:, : 1 + TIME_STRIDE * (latents - 1)]
         noise = KeyedNoise(tuple(batch.key.tolist()), ("validation",))
-        made = self.extend(truth[:, :1], actions=actions, text=batch.text, noise=noise)
-        videos: list[Any] = [to_uint8(self.frozen_vae.decode(x))[:, 1:] for x in (made, truth)]
-        return psnr(*(rearrange(video, "b f h w c -> (b f) h w c") for video in videos)).mean()
+        made = self.extend(truth[:, :known], actions=actions, text=batch.text, noise=noise)
+        frames = 1 + TIME_STRIDE * (known - 1)
+        videos: list[Any] = [to_uint8(self.frozen_vae.decode(x))[:, frames:] for x in (made, truth)]
+        return torch.stack([psnr(*pair).mean() for pair in zip(*videos, strict=True)])
+
+
+def solved(states: Tensor) -> Tensor:
+    """Return which latents (b, t) of trajectories (b, s, t, c, h, w) were solved for, and not given: theirs
+    change with the noise level.
+    """
+    return (states[:, 0] != states[:, -1]).flatten(2).any(-1)
+
+
+def _mean(losses: Tensor, given: Given) -> Tensor:
+    """Return the mean over the samples (b,) of which something is scored."""
+    return losses.sum() / given.scored.any(1).sum().clamp(min=1)

@@ -317,7 +317,7 @@ class TeacherExtension(RelicModule):
         Raises:
             NotImplementedError: If more than one true frame is asked for, of a network that was fitted with
                 prefix_share=0: it continues one image only.
-            ValueError: If the prefix is not 4k+1 frames, or is the whole clip.
+            ValueError: If clip or prefix are not 4k+1 frames, or the prefix is longer than the clip.
         """
         if prefix_frames != 1 and not self.prefix_share:
             raise NotImplementedError(
@@ -327,10 +327,10 @@ class TeacherExtension(RelicModule):
         return [self._generate(clip, prefix_frames, key=clip_key(clip, seed=seed)) for clip in clips]
 
     def _generate(self, clip: Clip, prefix_frames: int, *, key: int) -> Tensor:
-        if latents_of(prefix_frames) >= latents_of(len(clip.video)):
-            raise ValueError(
-                f"prefix_frames={prefix_frames} leaves nothing to generate of {len(clip.video)} frames."
-            )
+        latents_of(len(clip.video))
+        latents_of(prefix_frames)
+        if prefix_frames > len(clip.video):
+            raise ValueError(f"prefix_frames={prefix_frames} exceeds the clip's {len(clip.video)} frames.")
         video = from_uint8(rearrange(clip.video[:prefix_frames], "f h w c -> 1 f c h w").to(self.device))
         actions = encode_actions(clip.c2w, d_bar=clip.d_bar)[None].float().to(self.device)
         text = word_ids(clip.captions[0] if clip.captions else "", length=self.net_config.text_length)

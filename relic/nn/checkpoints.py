@@ -268,14 +268,20 @@ def _check_meaning(module: nn.Module, opened: _Opened, source: WeightsSource) ->
                 f"{path} was trained with {name}={stated[name]}, this network has {getattr(own, name)}; set "
                 f"net.{name} to {stated[name]}."
             )
+    if own.control is not None and own.control.rays and not stated.get("control"):
+        raise ValueError(
+            f"{path} was trained without camera control; with control.rays a network would compute something "
+            "else from the start. Set net.control.rays to 0 to start from it."
+        )
     if own.control is not None and stated.get("control"):
         theirs, ours = ControlConfig(**stated["control"]), own.control
         for name in ("rays", "inverse_depths"):
             there, here = getattr(theirs, name), getattr(ours, name)
-            if there != here and (name == "rays" or ours.rays is not None):
+            told = list(there) if isinstance(there, tuple) else there
+            if there != here and (name == "rays" or ours.rays):
                 raise ValueError(
                     f"{path} was trained with control.{name}={there}, this network has {here}: its tokens "
-                    f"look elsewhere. Set net.control.{name} to {there and list(there)}."
+                    f"look elsewhere. Set net.control.{name} to {told}."
                 )
     factor = stated.get("rope_factor", own.rope_factor)
     if factor != own.rope_factor and source.rope_factor == "match":

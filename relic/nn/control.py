@@ -48,26 +48,23 @@ class ControlConfig:
     Args:
         width: Hidden width of both encoders, and of what every block reads.
         poses: Whether blocks add the pose embedding to Q and K (off only for ablations).
-        rays: Half the width and half the height of the picture, in focal lengths (1 is a 90° view), to turn
-            queries, keys and values by viewing rays; null for the paper's network. It changes what a network
-            computes, so it is for those that are fitted from the start.
+        rays: Half the width of the picture in focal lengths (the tangent of half its angle of view; 1 is
+            90°), to turn queries, keys and values by viewing rays; pixels are square. 0 for the paper's
+            network. It changes what a network computes, so it is for those that are fitted from the start.
         inverse_depths: Depths at which rays are told apart, 1/d̄, one for each head in turn; they divide the
             heads. Heads of 0 know directions alone.
     """
 
     width: int = 256
     poses: bool = True
-    rays: tuple[float, float] | None = None
+    rays: float = 0.0
     inverse_depths: tuple[float, ...] = (0.04, 0.02, 0.01, 0.0)
 
     def __post_init__(self) -> None:
-        if self.rays is not None:
-            if len(self.rays) != 2 or min(self.rays) <= 0:
-                raise ValueError(
-                    f"rays={self.rays} must be two positive numbers: half the width and half the height of "
-                    "the picture, in focal lengths."
-                )
-            object.__setattr__(self, "rays", tuple(self.rays))  # JSON has no tuples
+        if self.rays < 0:
+            raise ValueError(
+                f"rays={self.rays} must be positive, half the width of the picture in focal lengths, or 0."
+            )
         if not self.inverse_depths or min(self.inverse_depths) < 0:
             raise ValueError(
                 f"inverse_depths={self.inverse_depths} must be one or more numbers from 0 (infinitely far) "
@@ -131,7 +128,7 @@ class ControlEncoders(nn.Module):
         self.config, self.head_width = config, head_width
         self.action = encoder(TIME_STRIDE * len(CHANNELS), config.width)
         self.pose = encoder(TIME_STRIDE * POSE_FEATURES, config.width) if config.poses else None
-        if config.rays is not None:
+        if config.rays:
             if heads % len(config.inverse_depths):
                 raise ValueError(
                     f"inverse_depths={config.inverse_depths} don't divide heads={heads}; give as many as "
@@ -151,7 +148,7 @@ class ControlEncoders(nn.Module):
 
     def ray_table(self, poses: Tensor, *, grid: tuple[int, int]) -> Tensor | None:
         """poses: (b, t, 4·9) -> (b, z, t·s, 2, d), float32 at least."""
-        if self.config.rays is None:
+        if not self.config.rays:
             return None
         points = shell_points(
             poses.to(torch.promote_types(poses.dtype, torch.float32)).unflatten(-1, (TIME_STRIDE, -1)),

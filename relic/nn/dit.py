@@ -79,7 +79,9 @@ class DiTConfig:
 
     @classmethod
     def tiny(cls, **changes: object) -> DiTConfig:
-        """10.5 M parameters with a word table for text: a small world, fitted in minutes on a GPU."""
+        """10.5 M parameters with a word table for text: a small world, fitted in minutes on a GPU. Without
+        rays, which belong to a picture's view.
+        """
         sizes = {"width": 256, "depth": 8, "heads": 4, "ffn": 1024, "text_width": 64, "text_length": 32}
         return cls(**{**sizes, "control": ControlConfig(width=64), **changes})  # type: ignore[arg-type]
 

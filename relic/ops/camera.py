@@ -178,16 +178,16 @@ def pose_features(c2w: Tensor, *, d_bar: float | Tensor = 1.0) -> Tensor:
 
 
 def shell_points(
-    poses: Tensor, *, rows: int, columns: int, reach: tuple[float, float], inverse_depths: Sequence[float]
+    poses: Tensor, *, rows: int, columns: int, reach: float, inverse_depths: Sequence[float]
 ) -> Tensor:
     """Return where the viewing rays through the middles of a picture's cells meet shells of given depths.
 
     A point is told in units of its shell's depth: direction + inverse depth · position, in the clip's axes.
     Inverse depth 0 leaves the direction alone, a shell at infinity. Of several frames it is the mean.
 
-    poses: (..., p, 9) of p frames from `pose_features`; reach: half the width and half the height of the
-    picture, in focal lengths (1 is a 90° view); inverse_depths: of each shell, 1/d̄ -> (..., z, rows ·
-    columns, 3), row after row.
+    poses: (..., p, 9) of p frames from `pose_features`; reach: half the width of the picture in focal lengths
+    (1 is a 90° view), cells being square; inverse_depths: of each shell, 1/d̄ -> (..., z, rows · columns, 3),
+    row after row.
     """
     position, right, down = poses.unflatten(-1, (3, 3)).unbind(-2)
     rotation = torch.stack([right, down, torch.linalg.cross(right, down)], dim=-1).mean(-3)
@@ -196,7 +196,7 @@ def shell_points(
         (torch.arange(count, dtype=poses.dtype, device=poses.device) + 0.5) * (2 / count) - 1
         for count in (columns, rows)
     )
-    x, y = reach[0] * x.repeat(rows), reach[1] * y.repeat_interleave(columns)
+    x, y = reach * x.repeat(rows), reach * (rows / columns) * y.repeat_interleave(columns)
     ahead = F.normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1), dim=-1)
     # not a matrix product, which autocast would round
     ray = (rotation[..., None, :, :] * ahead[:, None, :]).sum(-1)

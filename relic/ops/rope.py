@@ -142,18 +142,15 @@ def _table(angle: Tensor) -> Tensor:
 def ray_table(points: Tensor, *, head_width: int) -> Tensor:
     """Return the table (..., n, 2, d) of points (..., n, 3) that tokens look at.
 
-    The pairs of channels that places hardly turn are turned by the coordinates, at frequencies from 1 to 16;
-    the others stay. Rotations by this table and by places add up.
+    The pairs of channels that places turn by less than 1/8 rad each are turned by the coordinates, at
+    frequencies from 1 to 16 rad a unit; the others stay. Rotations by this table and by places add up.
 
     Raises:
         ValueError: If a head has too few channels.
     """
     waves = _ray_waves(head_width, points.dtype, points.device)
     angle = (points[..., None] * waves).sum(-2)  # not a matrix product, which autocast would round
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([torch.stack([cos, cos], dim=-1), torch.stack([-sin, sin], dim=-1)], dim=-3).flatten(
-        -2
-    )
+    return _table(angle)
 
 
 @cache  # as tables of places

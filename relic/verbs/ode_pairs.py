@@ -45,8 +45,8 @@ def ode_pairs(
         out: Folder of the shards of solutions.
         horizon: Frames of the solutions, 4k+1; several are allowed.
         windows: Solutions of each horizon, spread over scenes; by default every window.
-        prefix_share: Share of the solutions that go on from more than the image, from a clean start of any
-            length; for a teacher that was fitted with prefix_share.
+        prefix_share: Share of the shards whose solutions go on from more than the image: from blocks of the
+            window, as many in the whole shard; for a teacher that was fitted with prefix_share.
         student_steps: Denoising steps of the student; states are kept at its noise levels.
         steps: Euler steps, a multiple of student_steps; by default the teacher's.
         shift: Warp of the noise levels of teacher and student towards noise; by default the teacher's.

@@ -164,10 +164,15 @@ def test_latents_that_a_solution_was_given_are_out_of_the_loss(forcing, first):
     scored = torch.ones(3, 7)
     scored[1, :5], scored[2] = 0, 0
     assert torch.equal(given.scored, scored[:, first:])
+    assert torch.equal(given.sigma, scored[:, first:])  # step 0 is at level 1, what was given is clean
+    known = given.scored == 0
+    assert torch.equal(given.noisy[known], given.end[known])
     error = (x := torch.rand(2, *given.end.shape))[0].sub(x[1]).square().mean((2, 3, 4))
     loss = ode_regression_loss(*x, weight=given.scored)
     torch.testing.assert_close(loss[1], error[1, 5 - first :].mean())
     assert loss[2] == 0
+    mean = module.learn(given, parts=1)
+    torch.testing.assert_close(mean, module._losses(module.trained, given)[:2].mean().detach())
 
 
 @pytest.mark.parametrize("forcing", ["hybrid", "teacher"])

@@ -23,7 +23,7 @@ NANO = dataclasses.replace(
 )
 SIZES = {
     "net": "{width: 32, depth: 2, heads: 2, ffn: 64, latent_channels: 4, text_width: 8, text_length: 32, "
-    "control: {width: 8}, rope_factor: 2.0}",
+    "control: {width: 8, rays: 0.0}, rope_factor: 2.0}",
     "words": "{width: 8}", "policy": "{window: 4}", "sampler": "{steps: 2, shift: 5.0}",
     "critic_only_steps": "1", "critic_ratio": "2",
 }  # fmt: skip

@@ -168,8 +168,8 @@ def test_a_teacher_of_prefixes_goes_on_from_true_frames_and_its_file_says_so(tmp
     assert longer.shape == clip.video.shape and (longer[:5].int() - known.int()).abs().max() <= 1
     (shorter,) = module.generate([clip], seed=0)
     assert not torch.equal(longer[5:], shorter[5:])
-    with pytest.raises(ValueError, match="prefix_frames=9 leaves nothing to generate of 9 frames"):
-        module.generate([clip], prefix_frames=9, seed=0)
+    with pytest.raises(ValueError, match="prefix_frames=13 exceeds the clip's 9 frames"):
+        module.generate([clip], prefix_frames=13, seed=0)
 
 
 def test_the_moving_average_follows_its_recurrence(tmp_path):

@@ -424,19 +424,30 @@ def test_what_the_layouts_cannot_say_is_not_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("control", "message"),
-    [({"rays": (0.8, 0.4)}, None), ({"rays": (1.0, 0.4)}, r"set net.control.rays to \[0.8, 0.4\]"),
-     ({"rays": None}, r"control.rays=\(0.8, 0.4\), this network has None"),
-     ({"rays": (0.8, 0.4), "inverse_depths": (0.5,)}, r"set net.control.inverse_depths to \[0.1, 0.0\]")],
+    [({"rays": 0.8}, None), ({"rays": 1.0}, "set net.control.rays to 0.8"),
+     ({"rays": 0.0}, "control.rays=0.8, this network has 0.0"),
+     ({"rays": 0.8, "inverse_depths": (0.5,)}, r"set net.control.inverse_depths to \[0.1, 0.0\]")],
 )  # fmt: skip
 def test_rays_are_those_that_weights_were_trained_with(control, message, tmp_path):
     sizes = {"width": 32, "depth": 1, "heads": 2, "ffn": 64, "latent_channels": 4, "text_width": 8}
-    own = {"width": 8, "rays": (0.8, 0.4), "inverse_depths": (0.1, 0.0)}
+    own = {"width": 8, "rays": 0.8, "inverse_depths": (0.1, 0.0)}
     config = DiTConfig(**sizes, control=ControlConfig(**own))
     first = Denoiser(config)
     path = tmp_path / "w.safetensors"
     save_weights(path, first.state_dict(), kind="teacher", config={"dit": dataclasses.asdict(config)})
     assert DiTConfig.from_dict(read_header(path, kind="teacher")["config"]["dit"]) == config
     second = Denoiser(DiTConfig(**sizes, control=ControlConfig(**(own | control))))
+    bare = Denoiser(DiTConfig(**sizes, control=None))
+    save_weights(
+        tmp_path / "bare.safetensors", bare.state_dict(), kind="teacher",
+        config={"dit": dataclasses.asdict(bare.dit.config)},
+    )  # fmt: skip
+    start = WeightsSource(path=str(tmp_path / "bare.safetensors"), missing=["control"])
+    if second.dit.config.control.rays == 0:
+        load_weights(second, start, kind="teacher")
+    else:
+        with pytest.raises(ValueError, match=r"trained without camera control; .* Set net.control.rays to 0"):
+            load_weights(second, start, kind="teacher")
     source = WeightsSource(path=str(path))
     if message is not None:
         with pytest.raises(ValueError, match=f"(?i){message}"):

@@ -29,7 +29,7 @@ def test_other_numbers_of_frames_are_refused(frames, starts_clip, rule):
         group_frames(torch.zeros(1, frames, 13), starts_clip=starts_clip)
 
 
-@pytest.mark.parametrize("rays", [None, (0.8, 0.4)])
+@pytest.mark.parametrize("rays", [0.0, 0.8])
 def test_a_later_block_is_encoded_as_it_is_inside_the_whole_clip(rays):
     encoders = encoders_of(rays=rays, inverse_depths=(0.1, 0.0))
     actions = torch.rand(1, 17, 13)
@@ -39,7 +39,7 @@ def test_a_later_block_is_encoded_as_it_is_inside_the_whole_clip(rays):
     block = encoders(later, starts_clip=False, grid=GRID)
     torch.testing.assert_close(block.action, whole.action[:, 3:])
     torch.testing.assert_close(block.pose, whole.pose[:, 3:])
-    if rays is None:
+    if not rays:
         assert whole.rays is None
     else:
         assert whole.rays.shape == (1, 2, 5 * 6, 2, 24)
@@ -52,21 +52,21 @@ def test_without_poses_nothing_is_added_to_queries_and_keys():
 
 
 def test_the_null_action_drops_poses_and_rays():
-    encoders = encoders_of(rays=(0.8, 0.4), inverse_depths=(0.0,))
+    encoders = encoders_of(rays=0.8, inverse_depths=(0.0,))
     states = encoders(null_controls(torch.rand(1, 5, 13)), starts_clip=True, grid=GRID)
     assert states.pose is None and states.rays is None
 
 
 def test_a_network_with_rays_is_built_without_memory_first():
     with torch.device("meta"):
-        encoders = encoders_of(heads=3, rays=(0.8, 0.4), inverse_depths=(0.0,))
+        encoders = encoders_of(heads=3, rays=0.8, inverse_depths=(0.0,))
     made = encoders.to_empty(device="cpu").ray_table(torch.rand(1, 3, 36), grid=GRID)
     assert made.device.type == "cpu" and made.isfinite().all()
 
 
 def looking(path, *, heads=2, inverse_depths=(0.05, 0.0)):
     """Return the rays of a path (f, 4, 4) in d̄."""
-    encoders = encoders_of(heads=heads, rays=(0.8, 0.4), inverse_depths=inverse_depths)
+    encoders = encoders_of(heads=heads, rays=0.8, inverse_depths=inverse_depths)
     controls = Controls(actions=torch.zeros(1, len(path), 13), poses=pose_features(path)[None])
     return encoders(controls, starts_clip=True, grid=GRID).rays
 
@@ -85,10 +85,10 @@ def scores(rays):
     return (q @ k.mT)[0]
 
 
-def test_scores_know_how_far_apart_two_tokens_look_and_not_where_the_clip_began():
+def test_scores_know_how_far_apart_two_tokens_look_and_not_where_they_are():
     whole = looking(path_of([10.0, 5.0, 0.0], [3.0, -1.0, 2.0]))
     again = looking(path_of([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]))
-    # another origin moves all points alike, up to a rotation; without one the scores are the same
+    # another place moves all points alike; differences are in the clip's axes, so turning it changes them
     moved = looking(path_of([0.0, 0.0, 0.0], [7.0, -2.0, 4.0]))
     torch.testing.assert_close(scores(moved), scores(again), atol=1e-4, rtol=0)
     assert (scores(whole) - scores(again)).abs().max() > 0.1
@@ -114,7 +114,7 @@ def test_what_is_read_is_told_relative_to_where_the_reader_looks():
 
 @pytest.mark.parametrize(
     ("settings", "rule"),
-    [({"rays": (0.8,)}, "two positive"), ({"rays": (0.8, 0.0)}, "two positive"),
+    [({"rays": -1.0}, "must be positive"),
      ({"inverse_depths": ()}, "one or more"), ({"inverse_depths": (0.1, -0.1)}, "one or more")],
 )  # fmt: skip
 def test_rays_that_are_no_view_are_refused(settings, rule):
@@ -123,7 +123,7 @@ def test_rays_that_are_no_view_are_refused(settings, rule):
 
 
 def test_rays_need_heads_that_share_their_depths_and_have_room():
-    config = ControlConfig(width=8, rays=(0.8, 0.4), inverse_depths=(0.1, 0.05, 0.0))
+    config = ControlConfig(width=8, rays=0.8, inverse_depths=(0.1, 0.05, 0.0))
     with pytest.raises(ValueError, match="don't divide heads=2"):
         ControlEncoders(config, heads=2, head_width=24)
     with pytest.raises(ValueError, match="width 6 have no channels to spare"):

@@ -9,7 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from relic.nn.control import ControlConfig
 from relic.nn.dit import DiT, DiTConfig
 from relic.ops.actions import controls_of, null_controls
+from relic.ops.camera import pose_features, rigid, rotation_from_angles
 from relic.parallel import Compute, apply_compute
+from relic.types import Controls
+from tests.data.recordings import smooth_path
 from tests.reference import dit as reference
 
 SMALL = DiTConfig(
@@ -46,6 +49,55 @@ def test_the_network_equals_a_plain_loop_over_tokens_in_float64():
             batch["text"][i], heads=2, depth=2, text_length=6,
         )  # fmt: skip
         assert (rearrange(out[i], "t c h w -> c t h w") - truth).abs().max() <= 1e-10 * truth.abs().max()
+
+
+RAYS = ControlConfig(width=8, poses=False, rays=0.75, inverse_depths=(0.2, 0.0))
+
+
+def seeing(path: torch.Tensor) -> Controls:
+    """Return controls of two clips that fly a path (2, f, 4, 4) in d̄, and do nothing but see."""
+    return Controls(actions=torch.zeros(2, path.shape[1], 13).double(), poses=pose_features(path).double())
+
+
+def test_rays_equal_a_plain_loop_over_tokens_and_heads():
+    plain, batch = randomised(SMALL), inputs()
+    net = DiT(dataclasses.replace(SMALL, control=RAYS)).double()  # fresh actions add nothing
+    net.load_state_dict(plain.state_dict(), strict=False)
+    path = torch.stack([smooth_path(9, seed=seed) for seed in (0, 1)])
+    out = net(**batch, controls=seeing(path))
+    for i in range(2):
+        poses = pose_features(path[i]).double()  # as rounded on the way
+        c2w = [rigid_of(pose) for pose in poses]
+        rays = {
+            "poses": [[c2w[0]], c2w[1:5], c2w[5:9]], "view": (0.75, 0.5), "inverse_depths": (0.2, 0.0),
+        }  # fmt: skip
+        truth = reference.forward(
+            plain.state_dict(), rearrange(batch["latents"][i], "t c h w -> c t h w"), batch["sigma"][i],
+            batch["text"][i], heads=2, depth=2, text_length=6, rays=rays,
+        )  # fmt: skip
+        assert (rearrange(out[i], "t c h w -> c t h w") - truth).abs().max() <= 1e-10 * truth.abs().max()
+    assert (out - net(**batch, controls=None)).abs().max() > 1e-2 * out.abs().max()
+
+
+def rigid_of(pose: torch.Tensor) -> torch.Tensor:
+    """Return c2w (4, 4) of pose features (9,)."""
+    right, down = pose[3:6], pose[6:9]
+    rotation = torch.stack([right, down, torch.linalg.cross(right, down)], dim=-1)
+    return rigid(rotation, 8 * pose[:3])
+
+
+def test_with_rays_a_clip_may_be_anywhere_but_not_look_anywhere():
+    net, batch = randomised(dataclasses.replace(SMALL, control=RAYS)), inputs()
+    path = torch.stack([smooth_path(9, seed=seed) for seed in (0, 1)])
+    here = net(**batch, controls=seeing(path))
+    moved, turned = path.clone(), path.clone()
+    moved[..., :3, 3] += torch.tensor([4.0, -2.0, 9.0])
+    there = net(**batch, controls=seeing(moved))
+    assert (there - here).abs().max() <= 1e-5 * here.abs().max()
+    turned[:, 5:, :3, :3] = turned[:, 5:, :3, :3] @ rotation_from_angles(
+        torch.tensor([20.0, 0.0, 0.0]).double()
+    )
+    assert (net(**batch, controls=seeing(turned)) - here).abs().max() > 1e-2 * here.abs().max()
 
 
 @pytest.mark.parametrize(("sinusoid", "tolerance"), [("theirs", 1e-5), ("ours", 1e-4)])
@@ -203,17 +255,19 @@ def test_wrong_inputs_are_named():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_share_one_graph_and_change_little_with_checkpointing_inside():
+@pytest.mark.parametrize("control", [None, RAYS], ids=["plain", "rays"])
+def test_compiled_blocks_share_one_graph_and_change_little_with_checkpointing_inside(control):
     counters = torch._dynamo.utils.counters
     results = []
     for plan in (Compute(), Compute(keep="products", compile_blocks=True)):
         torch.compiler.reset()
         counters.clear()
-        net, batch = randomised(SMALL, dtype=torch.float32), inputs(dtype=torch.float32)
+        config = dataclasses.replace(SMALL, control=control)
+        net, batch = randomised(config, dtype=torch.float32), inputs(dtype=torch.float32)
         apply_compute(net, plan)
-        out = net(**batch)
+        out = net(**batch, controls=controls_of(some_actions()) if control else None)
         out.square().sum().backward()
-        results.append([out, *(parameter.grad for parameter in net.parameters())])
+        results.append([out, *(p.grad for p in net.parameters() if p.grad is not None)])
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     for plain, compiled in zip(*results, strict=True):
         assert (plain - compiled).norm() <= 1e-4 * plain.norm()

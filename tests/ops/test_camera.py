@@ -223,14 +223,14 @@ def test_pose_features_take_one_unit_per_sample():
 
 
 def test_shell_points_lie_on_the_rays_through_the_middles_of_cells():
-    rows, columns, reach = 3, 4, (0.8, 0.6)
+    rows, columns, reach = 3, 4, 0.8
     c2w = cameras(7)
     poses = pose_features(c2w).double()[:, None]
     points = shell_points(poses, rows=rows, columns=columns, reach=reach, inverse_depths=(0.2, 0.0))
     assert points.shape == (6, 2, 12, 3)
     near, far = points.unbind(1)
     close(far.norm(dim=-1), torch.ones(6, 12, dtype=torch.float64), atol=1e-6)
-    focal = torch.tensor([1 / reach[0], 1 / reach[1], 0, 0], dtype=torch.float64)  # pixels from -1 to 1
+    focal = torch.tensor([1 / reach, 4 / 3 / reach, 0, 0], dtype=torch.float64)  # pixels from -1 to 1
     pixels, depth = project(near / 0.2, invert_rigid(c2w), intrinsics_px=focal)
     x, y = torch.tensor([-0.75, -0.25, 0.25, 0.75]), torch.tensor([-2 / 3, 0, 2 / 3])
     close(pixels[0], torch.stack([x.repeat(3), y.repeat_interleave(4)], dim=-1).double(), atol=1e-5)
@@ -246,7 +246,7 @@ def test_shell_points_lie_on_the_rays_through_the_middles_of_cells():
 
 def test_shell_points_of_several_frames_are_their_mean_and_don_t_mind_their_order():
     poses = pose_features(cameras(7)).double()
-    sizes = {"rows": 2, "columns": 3, "reach": (0.8, 0.6), "inverse_depths": (0.5, 0.0)}
+    sizes = {"rows": 2, "columns": 3, "reach": 0.8, "inverse_depths": (0.5, 0.0)}
     alone = torch.stack([shell_points(poses[i : i + 1], **sizes) for i in range(4)])
     close(shell_points(poses[:4], **sizes), alone.mean(0), atol=1e-12)
     close(shell_points(poses[:4].flip(0), **sizes), shell_points(poses[:4], **sizes), atol=1e-12)

@@ -47,6 +47,39 @@ def rotate(x, grid, heads):
     return out.reshape(len(x), heads * width)
 
 
+def look(x, poses, grid, heads, *, view, inverse_depths, sense=1):
+    """Turn what heads hold, (n, width), by where tokens look. poses: for each latent a list of c2w (4, 4), in
+    d̄; view: half of width and height in focal lengths; head i has inverse depth i, from the start again.
+    """
+    frames, rows, columns = grid
+    width = x.shape[-1] // heads
+    side = 2 * (width // 6)
+    sizes = (width - 2 * side, side, side)
+    speeds = [10000.0 ** (-2 * j / size) for size in sizes for j in range(size // 2)]
+    slow = [pair for pair, speed in enumerate(speeds) if speed < 1 / 8]
+    count = len(slow) // 3
+    out = x.clone().reshape(len(x), heads, width)
+    index = 0
+    for f in range(frames):
+        for r in range(rows):
+            for c in range(columns):
+                a, b = view[0] * (2 * c + 1 - columns) / columns, view[1] * (2 * r + 1 - rows) / rows
+                ahead = torch.tensor([a, b, 1.0], dtype=torch.float64) / math.sqrt(a * a + b * b + 1)
+                for head in range(heads):
+                    near = inverse_depths[head % len(inverse_depths)]
+                    points = [pose[:3, :3] @ ahead + near * pose[:3, 3] for pose in poses[f]]
+                    point = sum(points) / len(points)
+                    for i, pair in enumerate(slow[: 3 * count]):
+                        number, axis = divmod(i, 3)
+                        frequency = 16.0 ** (number / (count - 1)) if count > 1 else 1.0
+                        angle = sense * frequency * float(point[axis])
+                        at = torch.complex(out[index, head, 2 * pair], out[index, head, 2 * pair + 1])
+                        turned = at * complex(math.cos(angle), math.sin(angle))
+                        out[index, head, 2 * pair], out[index, head, 2 * pair + 1] = turned.real, turned.imag
+                index += 1
+    return out.reshape(len(x), heads * width)
+
+
 def attention(q, k, v, heads):
     split = lambda x: x.reshape(len(x), heads, -1).transpose(0, 1)  # noqa: E731
     q, k, v = split(q), split(k), split(v)
@@ -54,8 +87,10 @@ def attention(q, k, v, heads):
     return (scores @ v).transpose(0, 1).reshape(q.shape[1], -1)
 
 
-def forward(sd, latents, sigma, text, *, heads, depth, text_length, freq_width=256, eps=1e-6):
-    """Velocity of one sample. latents: (c, t, h, w); sigma: (t,); text: (n, text_width); all float64."""
+def forward(sd, latents, sigma, text, *, heads, depth, text_length, freq_width=256, eps=1e-6, rays=None):
+    """Velocity of one sample. latents: (c, t, h, w); sigma: (t,); text: (n, text_width); all float64. rays:
+    arguments of `look`.
+    """
     channels, frames, height, width = latents.shape
     rows, columns = height // 2, width // 2
     tokens = []
@@ -84,7 +119,11 @@ def forward(sd, latents, sigma, text, *, heads, depth, text_length, freq_width=2
         k = rms(linear(sd, f"{b}.self_attn.k", h), sd[f"{b}.self_attn.norm_k.weight"], eps)
         v = linear(sd, f"{b}.self_attn.v", h)
         grid = (frames, rows, columns)
+        if rays is not None:
+            q, k, v = (look(y, grid=grid, heads=heads, **rays) for y in (q, k, v))
         a = attention(rotate(q, grid, heads), rotate(k, grid, heads), v, heads)
+        if rays is not None:
+            a = look(a, grid=grid, heads=heads, sense=-1, **rays)
         x = x + m[2] * linear(sd, f"{b}.self_attn.o", a)
         h = layer_norm(x, eps, sd[f"{b}.norm3.weight"], sd[f"{b}.norm3.bias"])
         q = rms(linear(sd, f"{b}.cross_attn.q", h), sd[f"{b}.cross_attn.norm_q.weight"], eps)
