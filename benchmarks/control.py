@@ -13,10 +13,10 @@ import time
 import torch
 from lightning import Trainer
 from machine import describe_machine
+from sizes import small
 
 from relic.data import WorldDataModule
 from relic.modules import TeacherExtension
-from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
 from relic.ops.actions import exchange_actions, mirror_actions
 from relic.parallel import Compute
@@ -32,7 +32,7 @@ def fit(args: argparse.Namespace, *, seed: int) -> tuple[TeacherExtension, World
         validation_scenes=args.validation_scenes, validation_windows=args.windows,
     )  # fmt: skip
     module = TeacherExtension(
-        net=DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=args.latent_channels),
+        net=small(latent_channels=args.latent_channels),
         clip=clip, words=WordTableConfig(), seed=seed, warmup_steps=100,
         compute=Compute(compile_blocks=args.compile),
         optimizer=lambda p: torch.optim.AdamW(p, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01),

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 from machine import describe_machine
+from sizes import small
 
-from relic.nn.dit import DiTConfig
 from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.text import WordTableConfig
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
@@ -24,10 +24,10 @@ from relic.world import World
 
 
 def write_world(path: Path, *, size: tuple[int, int], frames: int) -> None:
-    """Write an untrained world of the smallest sizes that the configs name."""
+    """Write an untrained world of small sizes."""
     torch.manual_seed(0)
     vae = TinyVAE(TinyVAEConfig.tiny()).eval().requires_grad_(False)
-    net = DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=vae.config.latent_channels)
+    net = small(latent_channels=vae.config.latent_channels)
     clip = ClipSpec(height=size[0], width=size[1], horizons=(frames,))
     config = StudentConfig(
         net=net,

@@ -31,6 +31,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from machine import describe_machine
+from sizes import small
 
 from relic.callbacks import GapProbe, HeldOut
 from relic.data import PlainVideo, WorldDataModule
@@ -186,7 +187,7 @@ def teacher(args: argparse.Namespace, *, lr: float, **settings: Any) -> TeacherE
 
 
 def network(args: argparse.Namespace, **changes: Any) -> DiTConfig:
-    return DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=args.channels, **changes)
+    return small(latent_channels=args.channels, **changes)
 
 
 def latents_module(args: argparse.Namespace, root: Path, *, held: int, **settings: Any) -> WorldDataModule:

@@ -28,10 +28,12 @@ from relic.world import World
 
 def world_of(args: argparse.Namespace, *, block_latents: int, dtype: torch.dtype) -> World:
     """Return a world of random weights."""
+    heads = args.width // 64
+    depths = tuple(0.04 / 2**i for i in range(heads))
     net = DiTConfig(
-        width=args.width, depth=args.depth, heads=args.width // 64, ffn=4 * args.width, text_width=64,
+        width=args.width, depth=args.depth, heads=heads, ffn=4 * args.width, text_width=64,
         text_length=32, rope_factor=81 / 21,
-        control=ControlConfig(width=64, rays=0.77, inverse_depths=(0.02,)),
+        control=ControlConfig(width=64, rays=0.77, inverse_depths=depths),
     )  # fmt: skip
     clip = ClipSpec(
         height=args.size[0], width=args.size[1], horizons=(args.frames,), block_latents=block_latents

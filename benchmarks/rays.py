@@ -19,6 +19,7 @@ import time
 import torch
 from lightning import Trainer
 from machine import describe_machine
+from sizes import small
 from torch import Tensor
 
 from relic.data import WorldDataModule, read_clips
@@ -27,7 +28,6 @@ from relic.metrics import psnr
 from relic.modules import TeacherExtension
 from relic.nn.control import ControlConfig
 from relic.nn.denoiser import EulerSampler
-from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
 from relic.parallel import Muon
 from relic.types import Clip, ClipSpec
@@ -37,7 +37,7 @@ def fitted(args: argparse.Namespace, clip: ClipSpec, *, rays: float) -> TeacherE
     """Fit a teacher; say its loss and seconds."""
     control = ControlConfig(width=64, rays=rays, inverse_depths=tuple(args.inverse_depths))
     module = TeacherExtension(
-        net=DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, control=control), clip=clip,
+        net=small(control=control), clip=clip,
         words=WordTableConfig(), vae=args.vae, level_shift=3.0, ema_decay=0.99, warmup_steps=20,
         seed=args.seed, optimizer=lambda p: Muon(p, lr=args.lr),
         sampler=EulerSampler(steps=20, shift=3.0, guidance=1.0),

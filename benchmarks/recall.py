@@ -27,7 +27,7 @@ from relic.metrics import psnr
 from relic.modules import TeacherExtension
 from relic.types import Clip
 
-SHOWN = 4  # clips in the picture
+SHOWN = 3  # clips in the picture
 PLACES = 6  # frames of each
 
 

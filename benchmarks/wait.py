@@ -12,10 +12,10 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from machine import describe_machine
+from sizes import small
 
 from relic.data import WorldDataModule
 from relic.modules import TeacherExtension
-from relic.nn.dit import DiTConfig
 from relic.nn.text import WordTableConfig
 from relic.parallel import Compute
 from relic.types import ClipSpec
@@ -41,7 +41,7 @@ def main() -> None:
         validation_scenes=0, evaluation_scenes=0,
     )  # fmt: skip
     compute = Compute(compile_blocks=args.compile)
-    net = DiTConfig.tiny(width=192, depth=6, heads=3, ffn=768, latent_channels=args.latent_channels)
+    net = small(latent_channels=args.latent_channels)
     module = TeacherExtension(net=net, clip=clip, words=WordTableConfig(), compute=compute)
     profiler = SimpleProfiler()
     gpu = torch.cuda.is_available()

@@ -267,12 +267,10 @@ def _solved(
         if states.shape != expected:
             raise ValueError(f"the teacher made states {tuple(states.shape)}; {expected} are needed.")
         for start, solution in zip(begun, states, strict=True):
-            yield _sample(start, solution, known=known, settings=settings)
+            yield _sample(start, solution, settings=settings)
 
 
-def _sample(
-    start: _Start, states: Tensor, *, known: int, settings: PairsSettings
-) -> tuple[str, dict[str, bytes]]:
+def _sample(start: _Start, states: Tensor, *, settings: PairsSettings) -> tuple[str, dict[str, bytes]]:
     """Pack states (s, t, c, h, w) and actions of a window."""
     window, row = start.window, start.window.row
     half = states.half()
@@ -293,7 +291,6 @@ def _sample(
         "pivot": row.pivot if turned else None,
         "vae_sha256": row.vae_sha256,
         "window": row.key,
-        "known_latents": known,
         **_provenance(settings),
     }
     members = {

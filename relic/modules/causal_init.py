@@ -183,8 +183,8 @@ class CausalInit(StudentModule):
         draws = self.uniform(batch.key, "levels", size=(self.blocks_of(batch),))
         return (draws * self.student.sampler.steps).long().clamp(max=self.student.sampler.steps - 1)
 
-    def regression_loss(self, net: Denoiser, batch: Batch, *, blocks: int, steps: Tensor) -> Tensor:
-        """Return the mean squared error of x0 over the noisy latents, per sample (b,).
+    def given(self, batch: Batch, *, blocks: int, steps: Tensor) -> Given:
+        """Return what is presented of a batch.
 
         blocks: how many of the clip are used. steps: (b, blocks or more), the number of the level of each
         block; those of clean blocks are not used.
@@ -193,10 +193,6 @@ class CausalInit(StudentModule):
             ValueError: If the batch holds no trajectories, or another number of states than the student has
                 levels.
         """
-        return self._losses(net, self.given(batch, blocks=blocks, steps=steps))
-
-    def given(self, batch: Batch, *, blocks: int, steps: Tensor) -> Given:
-        """Return what is presented of a batch; the arguments are those of `regression_loss`."""
         states, size = self._states(batch), self.clip.block_latents
         total = block_range(blocks, block_latents=size).stop
         clean = self._clean_blocks(blocks)
@@ -216,7 +212,8 @@ class CausalInit(StudentModule):
             controls=controls_of(batch.actions[:, : 1 + TIME_STRIDE * (total - 1)]),
         )  # fmt: skip
 
-    def _losses(self, net: Denoiser, given: Given) -> Tensor:
+    def regression_loss(self, net: Denoiser, given: Given) -> Tensor:
+        """Return the mean squared error of x0 over noisy latents that were solved for, per sample (b,)."""
         velocity = forced_velocity(
             net, given.noisy, clean=given.clean, sigma=given.sigma, clean_sigma=given.clean_sigma,
             text=given.text, controls=given.controls, plan=self.plan, forcing=self.forcing,
@@ -252,7 +249,7 @@ class CausalInit(StudentModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         given = self.given(batch, blocks=self.drawn_blocks(batch), steps=self.drawn_levels(batch))
         if self.recorder is None:
-            loss = _mean(self._losses(self.trained, given), given)
+            loss = _mean(self.regression_loss(self.trained, given), given)
         else:  # with its backward pass, so that the one to come finds nothing behind the loss
             loss = self.recorder.of(self.learn)(given, parts=self.trainer.accumulate_grad_batches)
             loss = loss.clone().requires_grad_()
@@ -261,7 +258,7 @@ class CausalInit(StudentModule):
 
     def learn(self, given: Given, *, parts: int) -> Tensor:
         """Leave the gradients of a batch, one of `parts` that make a step; return its loss."""
-        loss = _mean(self._losses(self.trained, given), given)
+        loss = _mean(self.regression_loss(self.trained, given), given)
         (loss / parts).backward()
         return loss.detach()
 
@@ -297,7 +294,7 @@ class CausalInit(StudentModule):
         for number, level in enumerate(self.student.sampler.levels):
             steps = torch.full((len(batch.key), blocks), number, device=batch.actions.device)
             given = self.given(batch, blocks=blocks, steps=steps)
-            losses[f"{level:.3f}"] = _mean(self._losses(self.averaged, given), given)
+            losses[f"{level:.3f}"] = _mean(self.regression_loss(self.averaged, given), given)
         return losses
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ class ControlEncoders(nn.Module):
                     f"inverse_depths={config.inverse_depths} don't divide heads={heads}; give as many as "
                     "there are heads, or a divisor."
                 )
-            ray_table(torch.zeros(1, 3), head_width=head_width)
+            ray_table(torch.zeros(1, 3), head_width=head_width)  # refuses heads without room
 
     def forward(self, controls: Controls, *, starts_clip: bool, grid: tuple[int, int]) -> ControlStates:
         """grid: rows and columns of the tokens of a latent."""

@@ -119,7 +119,7 @@ def test_noisy_blocks_are_states_at_their_own_levels_behind_what_generation_cach
     data, total = batch([0, 1]), 1 + 2 * blocks
     ends = data.trajectory[:, -1]
     recorder, steps = Recorder(ends), module.drawn_levels(data)
-    loss = module.regression_loss(recorder, data, blocks=blocks, steps=steps)
+    loss = module.regression_loss(recorder, module.given(data, blocks=blocks, steps=steps))
     assert loss.shape == (2,) and float(loss.max()) < 1e-9
     frames, again = 4 * total - 3, 4 * clean - 3  # teacher forcing has those of the clean part again
     packed = again + frames - 1 if forcing == "teacher" else frames
@@ -150,7 +150,7 @@ def test_the_loss_is_the_error_of_x0_over_the_noisy_latents():
             return 0 * super().forward(latents, **given)[0], ()
 
     steps = torch.zeros(2, 3, dtype=torch.long)
-    loss = module.regression_loss(Zero(data.trajectory[:, -1]), data, blocks=3, steps=steps)
+    loss = module.regression_loss(Zero(data.trajectory[:, -1]), module.given(data, blocks=3, steps=steps))
     noise, end = data.trajectory[:, 0, 3:], data.trajectory[:, -1, 3:]
     torch.testing.assert_close(loss, velocity_of(end, noise).square().mean((1, 2, 3, 4)))
 
@@ -172,7 +172,7 @@ def test_latents_that_a_solution_was_given_are_out_of_the_loss(forcing, first):
     torch.testing.assert_close(loss[1], error[1, 5 - first :].mean())
     assert loss[2] == 0
     mean = module.learn(given, parts=1)
-    torch.testing.assert_close(mean, module._losses(module.trained, given)[:2].mean().detach())
+    torch.testing.assert_close(mean, module.regression_loss(module.trained, given)[:2].mean().detach())
 
 
 @pytest.mark.parametrize("forcing", ["hybrid", "teacher"])
@@ -188,7 +188,7 @@ def test_gradients_reach_the_keys_and_values_of_the_clean_blocks(forcing):
     attention.k.register_forward_hook(keep)
     attention.v.register_forward_hook(keep)
     steps = torch.tensor([[0, 1, 2], [3, 2, 1]])
-    module.regression_loss(module.trained, data, blocks=3, steps=steps).mean().backward()
+    module.regression_loss(module.trained, module.given(data, blocks=3, steps=steps)).mean().backward()
     assert len(seen) == 2
     for out in seen:
         tokens = out.grad.flatten(1, -2)  # 2x3 a latent; those of block 1 are older than the window
@@ -201,8 +201,10 @@ def test_what_the_memory_holds_of_the_clean_blocks_changes_the_loss():
     ends = data.trajectory.clone()
     ends[:, -1, 1] += 1.0  # an end that is in no target
     with torch.no_grad():
-        loss = module.regression_loss(module.trained, data, **given)
-        changed = module.regression_loss(module.trained, data._replace(trajectory=ends), **given)
+        loss = module.regression_loss(module.trained, module.given(data, **given))
+        changed = module.regression_loss(
+            module.trained, module.given(data._replace(trajectory=ends), **given)
+        )
     assert (changed - loss).abs().min() > 1e-6
 
 
@@ -320,6 +322,23 @@ def test_validation_logs_the_loss_by_level_and_the_psnr_of_a_rollout(solutions, 
     assert set(logged) == {"val/loss_ode", "val/psnr_rollout", *levels}
     assert logged["val/loss_ode"] == pytest.approx(sum(logged[name] for name in levels) / 4)
     assert 0 < logged["val/psnr_rollout"] < 100
+
+
+def test_a_rollout_goes_on_from_what_each_solution_was_given(vae, monkeypatch):  # noqa: F811
+    module, data = causal_init(vae=vae, rollout_blocks=1), batch([0, 1, 2])
+    module.configure_model()
+    data.trajectory[1, :, :5] = data.trajectory[1, -1:, :5]
+    seen = []
+
+    def perfect(prefix, *, actions, text, noise):
+        seen.append((prefix.shape[:2], actions.shape[1], noise.keys))
+        rows = [data.key.tolist().index(key) for key in noise.keys]
+        return data.trajectory[rows, -1, : 1 + (actions.shape[1] - 1) // 4]
+
+    monkeypatch.setattr(module, "extend", perfect)
+    assert module.rollout_psnr(data) == pytest.approx(148.1, abs=0.1)  # of equal videos
+    keys = data.key.tolist()
+    assert seen == [((2, 1), 9, (keys[0], keys[2])), ((1, 5), 25, (keys[1],))]
 
 
 def test_it_starts_from_a_teacher_and_writes_a_student(tmp_path):
