@@ -1,10 +1,11 @@
-"""A step of causal initialisation with hybrid forcing, by blocks: time and model FLOPs utilisation.
+"""A step of causal initialisation by blocks of the clip: time and model FLOPs utilisation.
 
 The real loss, forward and backward, of `CausalInit`, bf16 autocast over float32 master weights, without the
 optimiser; weights and trajectories are random. It runs as it is (eager), recorded as a CUDA graph, with
 compiled blocks, and with both; the first run is printed too, which compiles.
 
     python benchmarks/hybrid.py --net tiny --size 128 256 --batch 16 --ways eager recorded compiled
+    python benchmarks/hybrid.py --forcing teacher --block_latents 2 --batch 8 --blocks 40 --ways recorded both
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from relic.modules import CausalInit
+from relic.ops.masks import FORCINGS
 from relic.parallel import Compute, Recorder
 from relic.types import TIME_STRIDE, Batch, ClipSpec
 
@@ -60,6 +63,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[128, 256])
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--block_latents", type=int, default=4)
+    parser.add_argument("--forcing", choices=FORCINGS, default="hybrid")
+    parser.add_argument("--rays", type=float, default=0.0, help="half the picture's width in focal lengths")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 5, 10, 15, 20])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["eager"])
@@ -68,18 +74,22 @@ def main() -> None:
     print(describe_machine())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
-    clip = ClipSpec(height=args.size[0], width=args.size[1], horizons=(args.frames,))
+    clip = ClipSpec(
+        height=args.size[0], width=args.size[1], horizons=(args.frames,), block_latents=args.block_latents
+    )
     net = NETS[args.net](rope_factor=max(1.0, (1 + (args.frames - 1) // TIME_STRIDE) / 21))
+    if args.rays:
+        net = replace(net, control=replace(net.control, rays=args.rays))
     residual: Any = "bfloat16" if gpu else "float32"
     flops: dict[int, float] = {}
     for way in args.ways:
         compute = Compute(keep=args.keep, residual=residual, compile_blocks=way in ("compiled", "both"))
-        module = CausalInit(net=net, clip=clip, compute=compute, ema_decay=None)
+        module = CausalInit(net=net, clip=clip, forcing=args.forcing, compute=compute, ema_decay=None)
         with torch.device(device):
             module.configure_model()
         module.to(device)
         batch = batch_of(module, samples=args.batch, device=device)
-        steps = torch.randint(module.student.sampler.steps, (args.batch, 20), device=device)
+        steps = torch.randint(module.student.sampler.steps, (args.batch, max(args.blocks)), device=device)
         learn = Recorder(module.parameters).of(module.learn) if way in ("recorded", "both") else module.learn
         step = partial(take_step, module, learn, batch=batch, steps=steps)
         for blocks in args.blocks:

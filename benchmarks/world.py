@@ -3,8 +3,8 @@
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
     (5 s, then 20 s), the bundles
 
-Students of several seeds share one teacher and one set of pairs. Several GPUs fit a teacher together, and
-share students and ODE pairs.
+Students of several seeds share one teacher and one set of pairs. Several GPUs fit the autoencoder and the
+teachers together, and share windows, ODE pairs and students.
 A stage is left out if its product is there, and a stopped one goes on, so the run can be cut into pieces:
 `--until teacher_5s` ends after that stage. Weights lie beside the logs of each stage; seconds are in
 seconds.json. Arms of the comparison, `--arm window_8` of arms.yaml, share all but what differs.
@@ -127,8 +127,7 @@ class Chain:
             "height": self.args.size[0], "width": self.args.size[1], "block_latents": self.args.block_latents,
         }  # fmt: skip
         if self.args.frames and kind != "autoencoder":
-            short, long = self.args.frames
-            clip["horizons"] = [short, long] if kind == "causal_init" else [long if "20s" in stage else short]
+            clip["horizons"] = [self.args.frames["5s" not in stage]]
         minutes, seconds = divmod(self.args.seconds[stage], 60)
         known = {
             "data": {
@@ -169,17 +168,32 @@ class Chain:
             "render", self.clips / "index.parquet", [[*render, "--seed", a.seed, "--workers", a.processes]]
         )
         settings = {"ema_decay": 0.995, **self.started("autoencoder", "tiny_vae")}
-        fit = self.fit("autoencoder", self.vae.parent, self.clips, {"model": {"init_args": settings}})
-        self.run("autoencoder", self.vae, [fit])
+        fit = self.fit(
+            "autoencoder", self.vae.parent, self.clips, self.together({"model": {"init_args": settings}})
+        )
+        self.run("autoencoder", self.vae, [fit], whole=True)
+        parts = len(a.gpus)
         commands, products = [], []
         for name, frames, stride in zip(("5s", "20s"), self.horizons, a.strides, strict=True):
             out = self.root / f"latents_{name}"
-            commands.append(
-                ["encode", self.clips, "--out", out, "--vae", self.vae, "--horizon", frames,
-                 "--stride_seconds", stride, "--workers", max(1, a.processes // 2)]
-            )  # fmt: skip
             products.append(out / "index.parquet")
+            commands += [
+                ["encode", self.clips, "--out", out, "--vae", self.vae, "--horizon", frames,
+                 "--stride_seconds", stride, "--workers", max(1, a.processes // (2 * parts)),
+                 "--part", part, parts]
+                for part in range(parts)
+            ]  # fmt: skip
         self.run("encode", products, commands)
+
+    def together(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return settings of a fit, for all GPUs; each needs a window of its own to validate on."""
+        count = len(self.args.gpus)
+        if count == 1:
+            return given
+        known = {
+            "trainer": {"devices": count, "strategy": "ddp"}, "data": {"validation_windows": count},
+        }  # fmt: skip
+        return merged(known, given)
 
     @property
     def horizons(self) -> Sequence[int]:
@@ -197,10 +211,8 @@ class Chain:
                 settings["net"] |= {"rope_factor": YARN}
                 settings["init"] = {"path": str(self.teacher(before)), "rope_factor": "restate"}
             settings |= self.started(stage, "teacher")
-            data = {"global_batch": self.args.batch[horizon], "validation_windows": len(self.args.gpus)}
-            given: dict[str, Any] = {"model": {"init_args": settings}, "data": data}
-            if len(self.args.gpus) > 1:
-                given["trainer"] = {"devices": len(self.args.gpus), "strategy": "ddp"}
+            data = {"global_batch": self.args.batch[horizon]}
+            given = self.together({"model": {"init_args": settings}, "data": data})
             product = self.teacher(horizon)
             command = self.fit(stage, product.parent, self.root / f"latents_{horizon}", given)
             self.run(product.parent.name, product, [command], whole=True)
@@ -240,9 +252,9 @@ class Chain:
     def pairs(self) -> None:
         out = self.shared("pairs")
         words = ["ode-pairs", self.teacher("20s"), "--latents", self.root / "latents_20s"]
-        words += ["--out", out, "--horizon", *self.horizons, "--windows", self.args.windows, "--batch", 16]
+        words += ["--out", out, "--horizon", self.horizons[1], "--windows", self.args.windows, "--batch", 16]
         words += ["--prefix_share", 0.5]
-        parts = 2 if self.args.device == "gpu" else 1
+        parts = len(self.args.gpus) * (2 if self.args.device == "gpu" else 1)
         commands = [[*words, "--part", part, parts] for part in range(parts)]
         self.run(out.name, out / "index.parquet", commands)
 
@@ -319,7 +331,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students")
     parser.add_argument("--gpus", type=int, nargs="+", default=[0], help="what a stage can share out")
-    parser.add_argument("--windows", type=int, default=1024, help="ODE pairs of each horizon")
+    parser.add_argument("--windows", type=int, default=1024, help="ODE pairs")
     parser.add_argument("--strides", type=float, nargs=2, default=[5.0, 8.0], help="seconds between windows")
     parser.add_argument("--frames", type=int, nargs=2, help="other horizons than 81 and 321 frames")
     parser.add_argument("--steps", type=int, help="most steps of every fit")

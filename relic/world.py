@@ -3,8 +3,10 @@
 world.yaml            format, d_bar, sizes, policy, sampler, versions, hashes of the files beside it
 student.safetensors   the student, its word table inside
 vae.safetensors       the autoencoder
+start.png             a picture to start from, if it has one; its prompt is in world.yaml
 
 session = relic.World.load("bundle").start(image, "a red room", seed=0)
+session = relic.World.load("tiny").start()  # the world that is shipped
 """
 
 from __future__ import annotations
@@ -17,26 +19,50 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from relic import __version__
-from relic.nn.checkpoints import WeightsSource, file_sha256, load_weights, read_header, save_weights
+from relic.nn.checkpoints import (
+    WeightsSource,
+    file_sha256,
+    load_weights,
+    read_header,
+    save_weights,
+    write_weights,
+)
 from relic.nn.denoiser import Denoiser
 from relic.nn.memory import Memory
 from relic.nn.memory_plan import MemoryPlan
 from relic.nn.student import StudentConfig
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
+from relic.nn.wan_layout import open_tensors
 from relic.ops.words import word_ids
 from relic.rollout import KeyedNoise, Rollout
 from relic.session import Session, Snapshot
 from relic.types import latents_of
 
-__all__ = ["World", "write_bundle"]
+__all__ = ["World", "find_bundle", "write_bundle"]
 
 FORMAT = "relic-world/1"
-CARD, STUDENT, VAE = "world.yaml", "student.safetensors", "vae.safetensors"
+CARD, STUDENT, VAE, START = "world.yaml", "student.safetensors", "vae.safetensors", "start.png"
+SHIPPED = Path(__file__).with_name("worlds")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """Where a world can be entered.
+
+    Args:
+        image: A picture of the world's size, (h, w, 3) uint8.
+        prompt: What is there.
+    """
+
+    image: Tensor
+    prompt: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +76,7 @@ class World:
         d_bar: Scene units a frame that 1.0 of a translation channel stands for: the median of the training
             set. Networks never see it; engines that lay truth beside the world do.
         name: Hash of the student's file, which snapshots carry.
+        scene: Where it is entered unless `start` is given another picture.
     """
 
     net: Denoiser
@@ -57,9 +84,10 @@ class World:
     config: StudentConfig
     d_bar: float
     name: str = ""
+    scene: Scene | None = None
 
     def __post_init__(self) -> None:
-        _check(self.config, self.vae.config, d_bar=self.d_bar)
+        _check(self.config, self.vae.config, d_bar=self.d_bar, scene=self.scene)
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -69,13 +97,14 @@ class World:
     ) -> World:
         """Read a bundle.
 
-        device: where networks and memories are. dtype: of the student and its memory; bfloat16 on a GPU.
+        path: its folder, or the name of a world that is shipped: "tiny". device: where networks and memories
+        are. dtype: of the student and its memory; bfloat16 on a GPU.
 
         Raises:
             FileNotFoundError: If the folder or a file of it is missing.
             ValueError: If it is of another format, or its files are not those that it was written with.
         """
-        root = Path(path)
+        root = find_bundle(path)
         card = read_card(root)
         for name, expected in card["files"].items():
             found = file_sha256(root / name)
@@ -96,6 +125,7 @@ class World:
             config=config,
             d_bar=float(card["d_bar"]),
             name=card["files"][STUDENT],
+            scene=_read_scene(root, card),
         )
 
     def save(self, path: str | Path) -> None:
@@ -110,7 +140,9 @@ class World:
             save_weights(folder / STUDENT, values, kind="student", config=self.config.to_header())
             self.vae.save(folder / VAE)
 
-        _write(Path(path), weights, config=self.config, vae=self.vae.config, d_bar=self.d_bar)
+        _write(
+            Path(path), weights, config=self.config, vae=self.vae.config, d_bar=self.d_bar, scene=self.scene
+        )
 
     # -- playing ---------------------------------------------------------------------------------------------
 
@@ -123,14 +155,26 @@ class World:
         """Return the sizes of a session's memory."""
         return self.config.plan(endless=self.endless)
 
-    def start(self, image: Tensor, prompt: str, *, seed: int = 0, undo_seconds: float = 10.0) -> Session:
+    def start(
+        self,
+        image: Tensor | None = None,
+        prompt: str | None = None,
+        *,
+        seed: int = 0,
+        undo_seconds: float = 10.0,
+    ) -> Session:
         """Return a session that stands at an image (h, w, 3) uint8 of the world's size.
 
+        image, prompt: by default those of the bundle's own scene; an image without a prompt has "".
         undo_seconds: see `Session`; each block of these costs a copy of the memory.
 
         Raises:
-            ValueError: If the image is of another size or type.
+            ValueError: If the image is of another size or type, or there is none.
         """
+        if image is None:
+            if self.scene is None:
+                raise ValueError("This world has no picture of its own to start from: give an image.")
+            image, prompt = self.scene.image, self.scene.prompt if prompt is None else prompt
         clip = self.config.clip
         if image.shape != (clip.height, clip.width, 3):
             raise ValueError(
@@ -141,7 +185,7 @@ class World:
             self.rollout,
             self.vae,
             image=image,
-            prompt=prompt,
+            prompt=prompt or "",
             read=self.read,
             fps=clip.fps,
             seed=seed,
@@ -170,12 +214,26 @@ class World:
         return ids[None].to(next(self.net.parameters()).device)
 
 
-def write_bundle(
-    path: str | Path, *, student: str | Path, vae: str | Path, d_bar: float, config: StudentConfig
-) -> None:
-    """Write a bundle from weights on disk, which are copied and not read.
+def find_bundle(path: str | Path) -> Path:
+    """Return the folder of a bundle: `path`, unless nothing is there and a shipped world has that name."""
+    shipped = SHIPPED / path
+    return shipped if not Path(path).exists() and (shipped / CARD).is_file() else Path(path)
 
-    config: the student's, with the policy and sampler to play with.
+
+def write_bundle(
+    path: str | Path,
+    *,
+    student: str | Path,
+    vae: str | Path,
+    d_bar: float,
+    config: StudentConfig,
+    scene: Scene | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a bundle from weights on disk.
+
+    config: the student's, with the policy and sampler to play with. dtype: that weights are rounded to; None
+    copies the files as they are.
 
     Raises:
         FileExistsError: If `path` exists.
@@ -183,13 +241,17 @@ def write_bundle(
     """
 
     def weights(folder: Path) -> None:
-        shutil.copyfile(student, folder / STUDENT)
-        shutil.copyfile(vae, folder / VAE)
+        for source, name in ((student, STUDENT), (vae, VAE)):
+            if dtype is None:
+                shutil.copyfile(source, folder / name)
+            else:
+                header, tensors = read_header(source), open_tensors(Path(source), member=None)
+                write_weights(folder / name, tensors, **header, dtype=dtype)
 
-    header = StudentConfig.from_header(read_header(student, kind="student")["config"])
-    _check_same(Path(student), header, config)
+    own = StudentConfig.from_header(read_header(student, kind="student")["config"])
+    _check_same(Path(student), own, config)
     vae_config = TinyVAEConfig.from_dict(read_header(vae, kind="tiny_vae")["config"])
-    _write(Path(path), weights, config=config, vae=vae_config, d_bar=d_bar)
+    _write(Path(path), weights, config=config, vae=vae_config, d_bar=d_bar, scene=scene)
 
 
 def read_card(root: Path) -> dict[str, Any]:
@@ -202,7 +264,10 @@ def read_card(root: Path) -> dict[str, Any]:
     path = root / CARD
     if not path.is_file():
         there = "the folder does not exist" if not root.is_dir() else f"it holds no {CARD}"
-        raise FileNotFoundError(f"No world at {root}: {there}. Write one: relic export.")
+        shipped = ", ".join(sorted(folder.name for folder in SHIPPED.glob("*/")))
+        raise FileNotFoundError(
+            f"No world at {root}: {there}. Write one: relic export. Shipped: {shipped or 'none'}."
+        )
     card = yaml.safe_load(path.read_text(encoding="utf-8"))
     found = card.get("format") if isinstance(card, dict) else None
     if found != FORMAT:
@@ -221,6 +286,13 @@ def read_card(root: Path) -> dict[str, Any]:
             f"{root} lacks {', '.join(missing)}: copy the bundle again, or export it again."
         )
     return card
+
+
+def _read_scene(root: Path, card: Mapping[str, Any]) -> Scene | None:
+    if START not in card["files"]:
+        return None
+    image = torch.from_numpy(np.array(Image.open(root / START).convert("RGB")))
+    return Scene(image=image, prompt=str(card.get("prompt", "")))
 
 
 def _config_of(root: Path, card: Mapping[str, Any]) -> StudentConfig:
@@ -245,7 +317,7 @@ def _check_same(path: Path, weights: StudentConfig, config: StudentConfig) -> No
             )
 
 
-def _check(config: StudentConfig, vae: TinyVAEConfig, *, d_bar: float) -> None:
+def _check(config: StudentConfig, vae: TinyVAEConfig, *, d_bar: float, scene: Scene | None) -> None:
     if config.net.latent_channels != vae.latent_channels:
         raise ValueError(
             f"The student has {config.net.latent_channels} latent channels and the autoencoder "
@@ -258,6 +330,12 @@ def _check(config: StudentConfig, vae: TinyVAEConfig, *, d_bar: float) -> None:
         )
     if not (math.isfinite(d_bar) and d_bar > 0):
         raise ValueError(f"d_bar={d_bar} must be positive: the mean moving step, scene units a frame.")
+    size = (config.clip.height, config.clip.width, 3)
+    if scene is not None and (scene.image.shape != size or scene.image.dtype != torch.uint8):
+        raise ValueError(
+            f"the scene's image is {tuple(scene.image.shape)}, {scene.image.dtype}; a picture of the world's "
+            f"size, {size} uint8, is needed."
+        )
     span, room, trained = config.policy.span, config.policy.room, latents_of(config.clip.max_frames)
     if config.policy.repositions and span is not None and room is not None and span + room > trained:
         raise ValueError(
@@ -268,10 +346,16 @@ def _check(config: StudentConfig, vae: TinyVAEConfig, *, d_bar: float) -> None:
 
 
 def _write(
-    path: Path, weights: Callable[[Path], None], *, config: StudentConfig, vae: TinyVAEConfig, d_bar: float
+    path: Path,
+    weights: Callable[[Path], None],
+    *,
+    config: StudentConfig,
+    vae: TinyVAEConfig,
+    d_bar: float,
+    scene: Scene | None,
 ) -> None:
     """Write a bundle whose weights `weights` puts into a folder."""
-    _check(config, vae, d_bar=d_bar)
+    _check(config, vae, d_bar=d_bar, scene=scene)
     if path.exists():
         raise FileExistsError(f"{path} exists; give another folder, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,13 +363,16 @@ def _write(
         folder = Path(temporary) / path.name
         folder.mkdir()
         weights(folder)
+        if scene is not None:
+            Image.fromarray(scene.image.numpy()).save(folder / START)
         card = {
             "format": FORMAT,
             "d_bar": d_bar,
             **_plain(config.to_header()),
             "vae": _plain(asdict(vae)),
             "versions": {"relic": __version__, "torch": str(torch.__version__)},
-            "files": {name: file_sha256(folder / name) for name in (STUDENT, VAE)},
+            **({} if scene is None else {"prompt": scene.prompt}),
+            "files": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
         }
         text = yaml.safe_dump(card, sort_keys=False, width=110)
         (folder / CARD).write_text(text, encoding="utf-8")

@@ -32,7 +32,9 @@ TABLE = {
     "nn": May({"types", "ops"}, MATHS | {"safetensors", "numpy", "flash_attn", "flash_attn_interface"}),
     "rollout": May({"types", "ops", "nn"}, MATHS),
     "session": May({"types", "ops", "nn", "rollout"}, MATHS),
-    "world": May({"types", "ops", "nn", "rollout", "session"}, MATHS | {"safetensors", "numpy", "yaml"}),
+    "world": May(
+        {"types", "ops", "nn", "rollout", "session"}, MATHS | {"safetensors", "numpy", "yaml", "PIL"}
+    ),
     "engine": May({"types", "ops"}, MATHS | {"panda3d", "direct", "av", "numpy"}),
     "metrics": May(
         {"types", "ops"},

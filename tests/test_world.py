@@ -13,7 +13,7 @@ from relic.nn.checkpoints import file_sha256
 from relic.nn.student import FewSteps
 from relic.ops.actions import parse_script
 from relic.ops.retention import Full
-from relic.world import World, write_bundle
+from relic.world import Scene, World, write_bundle
 from tests.bundles import (
     BOUNDED,
     FRAMES,
@@ -45,6 +45,35 @@ def test_a_world_survives_its_bundle(bundle):
     first, second = (w.start(image_of(), "a red room", seed=1) for w in (world, loaded))
     assert torch.equal(first.step(BLOCK), second.step(BLOCK))
     assert not any(p.requires_grad for net in (loaded.net, loaded.vae) for p in net.parameters())
+
+
+def test_a_scene_survives_its_bundle_and_is_where_a_world_is_entered(tmp_path):
+    world = replace(world_of(), scene=Scene(image=image_of(3), prompt="a red room"))
+    world.save(tmp_path / "bundle")
+    loaded = World.load(tmp_path / "bundle")
+    assert torch.equal(loaded.scene.image, image_of(3)) and loaded.scene.prompt == "a red room"
+    expected = world.start(image_of(3), "a red room").step(BLOCK)
+    assert torch.equal(loaded.start().step(BLOCK), expected)
+    assert not torch.equal(loaded.start(prompt="a lamp").step(BLOCK), expected)
+    with pytest.raises(ValueError, match="no picture of its own to start from: give an image"):
+        world_of().start()
+    with pytest.raises(ValueError, match=r"the scene's image is \(8, 8, 3\), torch.uint8; a picture of the"):
+        replace(world_of(), scene=Scene(image=image_of()[:8, :8], prompt=""))
+    (tmp_path / "bundle" / "start.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks start.png: copy the bundle again"):
+        World.load(tmp_path / "bundle")
+
+
+def test_a_shipped_world_is_found_by_name_unless_a_folder_of_that_name_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("relic.world.SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    world_of().save(tmp_path / "shipped" / "nano")
+    assert World.load("nano").config == config_of()
+    with pytest.raises(FileNotFoundError, match=r"No world at other: .*\. Shipped: nano\."):
+        World.load("other")
+    (tmp_path / "nano").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"No world at nano: it holds no world\.yaml"):
+        World.load("nano")
 
 
 def test_a_bundle_says_what_it_is(bundle):

@@ -121,8 +121,9 @@ def encode_dataset(
     batch: int = 8,
     workers: int = 1,
     max_corrupt: float = 0.01,
+    part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
+) -> Path | None:
     """Encode the recordings at `source` into latent shards in the folder `out`, and index them.
 
     Args:
@@ -132,11 +133,12 @@ def encode_dataset(
         settings: Which windows.
         batch: Windows encoded at a time; bounds memory.
         workers: Threads that decode video ahead of the VAE.
-        max_corrupt: Share of all windows that may be unreadable and left out.
+        max_corrupt: Share of the windows that may be unreadable and left out.
+        part: (i, n) encodes every n-th shard from the i-th on, so that n processes share the work.
         progress: Told after every window how many are done, of how many.
 
     Returns:
-        The path of the index.
+        The path of the index, or None if shards of other parts are still missing.
 
     Raises:
         FileNotFoundError: If the dataset or its index is missing.
@@ -149,11 +151,12 @@ def encode_dataset(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     index = Index.open(source)
-    tasks = plan_encoding(index, settings)
+    every = plan_encoding(index, settings)
+    tasks = every[part[0] :: part[1]]
     storage, out = Storage(source), Path(out)
     total, done = sum(len(task.windows) for task in tasks), 0
     skipped = _Skipped(total, max_corrupt)
-    with alone(out):
+    with alone(out, part=part):
         claim(
             out,
             _description(storage, settings),
@@ -177,6 +180,8 @@ def encode_dataset(
             progress(done, total)
         if skipped.count:
             warnings.warn(f"{skipped.count} of {total} windows were unreadable and left out.", stacklevel=2)
+        if not all((out / task.shard).exists() for task in every if task not in tasks):
+            return None
         return write_index(out, scenes=index.scenes)
 
 

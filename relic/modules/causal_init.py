@@ -68,7 +68,8 @@ class CausalInit(StudentModule):
     the memory would hold them: the clean end, at the noise level that generation caches. Gradients pass
     through the keys and values of these clean blocks, so that writing the memory is learned with reading it.
     `diffusion` has only noisy blocks after the image; `teacher` has every block noisy, each with its past
-    clean. Latents that a solution was given, and not only the image, are context and out of the loss.
+    clean, and so uses the whole clip. Latents that a solution was given, and not only the image, are context
+    and out of the loss.
 
     Args:
         net: Sizes of the DiT, the teacher's, with the YaRN factor of its longest horizon: the student keeps
@@ -174,8 +175,10 @@ class CausalInit(StudentModule):
 
     def drawn_blocks(self, batch: Batch) -> int:
         """Return how many blocks of this training batch are used: uniform over what there is, and a function
-        of seed and batch index alone, so that all ranks agree.
+        of seed and batch index alone, so that all ranks agree. `teacher` holds every shorter clip already.
         """
+        if self.forcing == "teacher":
+            return self.blocks_of(batch)
         return 1 + derive_seed(self.seed, self.stage, "blocks", self.batch_index) % self.blocks_of(batch)
 
     def drawn_levels(self, batch: Batch) -> Tensor:

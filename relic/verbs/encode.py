@@ -29,6 +29,7 @@ def encode(
     batch: int = 8,
     workers: int | None = None,
     max_corrupt: float = 0.01,
+    part: tuple[int, int] = (0, 1),
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Encode a dataset of recordings into latent shards. Stopped, it goes on when started again.
@@ -44,6 +45,7 @@ def encode(
         batch: Windows encoded at a time.
         workers: Threads that decode video; by default one a core.
         max_corrupt: Share of the windows that may be unreadable and left out.
+        part: Number, from 0, and count of processes that share the work, each given its own number.
         device: Where to encode; auto takes a GPU if there is one, and bf16 there.
     """
     place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
@@ -77,6 +79,7 @@ def encode(
             batch=batch,
             workers=(os.cpu_count() or 1) if workers is None else workers,
             max_corrupt=max_corrupt,
+            part=part,
             progress=show,
         )
-    print(f"Wrote {index}")
+    print(f"Wrote {index}" if index else f"Wrote part {part[0]} of {part[1]} to {out}; others are to come.")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Literal
+
+import torch
 
 from relic.data.index import Index
+from relic.data.picture import fitted, open_image
 from relic.nn.checkpoints import read_header
 from relic.nn.student import StudentConfig
 from relic.ops.retention import Compressed
-from relic.world import write_bundle
+from relic.world import Scene, write_bundle
 
 __all__ = ["export", "median_d_bar"]
 
@@ -23,6 +27,9 @@ def export(
     data: str | None = None,
     d_bar: float | None = None,
     max_latents: int | None = None,
+    image: str | None = None,
+    prompt: str = "",
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
 ) -> None:
     """Write a world bundle from a fitted student and its autoencoder.
 
@@ -34,6 +41,9 @@ def export(
         d_bar: That unit itself, scene units a frame, instead of data.
         max_latents: Bound the student's compressed memory to so many latents, which makes streams endless; by
             default the policy stays as it was trained.
+        image: Picture where the world is entered unless a player brings another; cropped and scaled.
+        prompt: What is there.
+        dtype: Dtype of the weights; keep leaves them as they are.
     """
     header = read_header(student, kind="student")["config"]
     config = StudentConfig.from_header(header)
@@ -49,9 +59,19 @@ def export(
         config = replace(config, policy=replace(config.policy, max_latents=max_latents))
     unit = median_d_bar(data, fps=config.clip.fps) if data is not None else d_bar
     assert unit is not None
-    write_bundle(out, student=student, vae=vae, d_bar=unit, config=config)
+    if prompt and image is None:
+        raise ValueError(f"prompt={prompt!r} says what is in a picture: give --image too.")
+    clip = config.clip
+    scene = None
+    if image is not None:
+        picture = fitted(open_image(Path(image)), height=clip.height, width=clip.width)
+        scene = Scene(image=torch.from_numpy(picture), prompt=prompt)
+    write_bundle(
+        out, student=student, vae=vae, d_bar=unit, config=config, scene=scene,
+        dtype=None if dtype == "keep" else getattr(torch, dtype),
+    )  # fmt: skip
     size = sum(file.stat().st_size for file in Path(out).iterdir()) / 2**20
-    clip, endless = config.clip, config.policy.repositions
+    endless = config.policy.repositions
     print(f"student    {student}")
     print(f"clip       {clip.height}x{clip.width}, {clip.fps} fps, blocks of {clip.block_latents} latents")
     print(f"horizon    {'none: streams are endless' if endless else f'{clip.max_frames} frames'}")

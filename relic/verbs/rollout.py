@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from relic.callbacks.memory_picture import Glance, draw_memory
 from relic.callbacks.panel import path_from_above
+from relic.data.picture import fitted, open_image
 from relic.data.video import encode_video
 from relic.nn.memory import Memory
 from relic.nn.shares import attention_shares
@@ -28,9 +28,9 @@ __all__ = ["rollout"]
 def rollout(
     bundle: str,
     *,
-    image: str,
     actions: str,
-    prompt: str = "",
+    image: str | None = None,
+    prompt: str | None = None,
     gamma: float = 1.0,
     out: str = "out.mp4",
     panel: bool = False,
@@ -41,10 +41,10 @@ def rollout(
     """Roll a world out from an image along a script of actions, and write the video.
 
     Args:
-        bundle: Folder of the world, from relic export.
-        image: Picture to start from; it is cropped and scaled to the world's size.
+        bundle: Folder of the world, from relic export, or the name of a shipped one: tiny.
         actions: Script, e.g. "dolly_in*16 pan_left+dolly_in*24 static*8": what is held, for how many frames.
-        prompt: What is there.
+        image: Picture to start from, cropped and scaled to the world's size; by default the world's own.
+        prompt: What is there; by default that of the world's own picture.
         gamma: Exploration speed: 1 is the mean step of the training set, or 2 degrees, a frame.
         out: The video (mp4).
         panel: Draw the camera's path from above beside the video.
@@ -60,13 +60,15 @@ def rollout(
         raise ValueError("actions are empty; write e.g. --actions 'dolly_in*16 pan_left*24'.")
     if Path(out).suffix != ".mp4":
         raise ValueError(f"out={out} must end in .mp4.")
-    picture = open_image(Path(image))
+    picture = None if image is None else open_image(Path(image))
     place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     world = World.load(bundle, device=place, dtype=torch.float32 if place == "cpu" else torch.bfloat16)
     clip = world.config.clip
     steer = padded(steer, frames=4 * clip.block_latents)
     check_length(world, frames=len(steer))
-    first = torch.from_numpy(fitted(picture, height=clip.height, width=clip.width))
+    first = None
+    if picture is not None:
+        first = torch.from_numpy(fitted(picture, height=clip.height, width=clip.width))
     session = world.start(first, prompt, seed=seed, undo_seconds=0)
     glances: list[Glance] = []
     frames = played(session, steer[1:], glances=None if memory is None else glances)
@@ -79,36 +81,6 @@ def rollout(
     if memory is not None:
         draw_memory(glances, Path(memory), title=f"{Path(bundle).name}: {world.config.policy}")
         print(f"picture    {memory}")
-
-
-def open_image(path: Path) -> Image.Image:
-    """Open a picture as RGB.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is no picture.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No image at {path}; give --image a picture to start from.")
-    try:
-        return Image.open(path).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that can be read; give a PNG or JPEG.") from error
-
-
-def fitted(picture: Image.Image, *, height: int, width: int) -> np.ndarray:
-    """Crop the middle of a picture to the proportions of height and width and scale it: (h, w, 3) uint8."""
-    if picture.size == (width, height):
-        return np.array(picture)
-    scale = min(picture.width / width, picture.height / height)
-    crop = max(1, round(scale * width)), max(1, round(scale * height))
-    left, top = (picture.width - crop[0]) // 2, (picture.height - crop[1]) // 2
-    print(
-        f"image      {picture.height}x{picture.width}: its middle {crop[1]}x{crop[0]} is scaled to "
-        f"{height}x{width}"
-    )
-    cut = picture.crop((left, top, left + crop[0], top + crop[1]))
-    return np.array(cut.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def padded(steer: Tensor, *, frames: int) -> Tensor:

@@ -123,6 +123,16 @@ def test_each_horizon_has_its_own_shards(recordings, tmp_path):
     assert {row.num_frames for row in Index.open(tmp_path).rows} == {17, 33}
 
 
+def test_parts_share_the_work_and_the_last_one_writes_the_index(recordings, encoded, tmp_path):
+    arguments = {"encode": pool, "settings": settings(palindromes=0.6)}
+    assert encode_dataset(recordings, tmp_path, part=(1, 2), **arguments) is None
+    assert [p.name for p in (tmp_path / "shards").iterdir()] == ["00001-033f.tar"]
+    assert encode_dataset(recordings, tmp_path, part=(0, 2), **arguments) == tmp_path / "index.parquet"
+    assert contents(tmp_path) == contents(encoded)
+    with pytest.raises(ValueError, match="part=2 2 must be one of 2 parts"):
+        encode_dataset(recordings, tmp_path, part=(2, 2), **arguments)
+
+
 class Stopped(BaseException):
     pass
 

@@ -230,6 +230,14 @@ def test_block_counts_are_uniform_and_the_same_for_every_sample_of_a_batch():
     assert set(drawn) == {1, 2, 3} and min(drawn.count(blocks) for blocks in (1, 2, 3)) > 150
 
 
+def test_teacher_forcing_uses_whole_clips():
+    module = causal_init(forcing="teacher")
+    states = batch([0])
+    assert module.drawn_blocks(states) == module.blocks_of(states) == 3
+    given = module.given(states, blocks=3, steps=module.drawn_levels(states))
+    assert given.noisy.shape[1] == given.clean.shape[1] + 1 == 6  # every block, and all before the last
+
+
 class Diary(CausalInit):
     """Writes down what each batch was and which part of it was used."""
 

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from relic.cli import main
+from relic.data.picture import fitted
 from relic.ops.retention import Compressed, Full
 from relic.verbs.export import median_d_bar
 from relic.world import World
@@ -49,6 +53,23 @@ def test_a_bounded_memory_is_asked_for_at_export(tmp_path, capsys):
     assert "streams are endless" in capsys.readouterr().out
 
 
+def test_weights_are_rounded_and_a_picture_is_put_in_on_demand(tmp_path):
+    student, vae = write_files(tmp_path / "runs")
+    wide = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(tmp_path / "room.png")
+    picture = ["--image", str(tmp_path / "room.png"), "--prompt", "a red room"]
+    export(student, vae, tmp_path / "bundle", "--d_bar", "1", "--dtype", "bfloat16", *picture)
+    export(student, vae, tmp_path / "whole", "--d_bar", "1")
+    half, whole = World.load(tmp_path / "bundle"), World.load(tmp_path / "whole")
+    assert torch.equal(half.scene.image, torch.from_numpy(fitted(Image.fromarray(wide), height=32, width=48)))
+    assert half.scene.prompt == "a red room" and whole.scene is None
+    for one, other in ((half.net, whole.net), (half.vae, whole.vae)):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b.bfloat16().float())
+    sizes = [(tmp_path / name / "student.safetensors").stat().st_size for name in ("bundle", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     student, vae = write_files(tmp_path / "runs")
     out = tmp_path / "bundle"
@@ -69,6 +90,8 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         export(full, vae, out, "--d_bar", "1", "--max_latents", "9")
     with pytest.raises(SystemExit, match=r"d_bar=-1\.0 must be positive"):
         export(student, vae, out, "--d_bar", "-1")
+    with pytest.raises(SystemExit, match="prompt='a lamp' says what is in a picture: give --image too"):
+        export(student, vae, out, "--d_bar", "1", "--prompt", "a lamp")
     assert not out.exists()
 
 
@@ -79,8 +102,6 @@ def test_a_data_set_without_motion_has_no_unit(tmp_path):
 
 
 def stand_still() -> dict[str, bytes]:
-    import numpy as np
-
     from relic.data.schema import ACTIONS, dump_array
 
     return {ACTIONS: dump_array(np.zeros((33, 13), np.float32))}

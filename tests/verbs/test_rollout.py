@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from relic.callbacks.panel import path_from_above
 from relic.cli import main
 from relic.data.video import count_frames, encode_video
 from relic.ops.actions import integrate, parse_script
-from relic.verbs.rollout import fitted, glance, padded
+from relic.verbs.rollout import glance, padded
+from relic.world import Scene
 from tests.bundles import ACTIONS, BOUNDED, FRAMES, SHORT, image_of, world_of
 
 SCRIPT = "dolly_in*8 pan_left+dolly_in*12"  # two blocks and a half
@@ -46,6 +49,19 @@ def test_a_rollout_writes_the_frames_that_a_session_shows(bundle, image, tmp_pat
     assert "25 frames of 32x48, 1.6 s" in said and "image " not in said, "the image already fits"
     assert out.read_bytes() == encode_video(shown("a red room", seed=3), fps=16)[0]
     assert count_frames(out.read_bytes()) == 25
+
+
+def test_a_world_with_a_picture_of_its_own_is_entered_there(bundle, tmp_path):
+    scene = Scene(image=image_of(), prompt="a red room")
+    replace(world_of(), scene=scene).save(tmp_path / "bundle")
+    out = tmp_path / "out.mp4"
+    words = ["--actions", SCRIPT, "--out", str(out), "--seed", "3", "--device", "cpu"]
+    main(["rollout", str(tmp_path / "bundle"), *words])
+    assert out.read_bytes() == encode_video(shown("a red room", seed=3), fps=16)[0]
+    main(["rollout", str(tmp_path / "bundle"), "--prompt", "a lamp", *words])
+    assert out.read_bytes() == encode_video(shown("a lamp", seed=3), fps=16)[0]
+    with pytest.raises(SystemExit, match="no picture of its own to start from: give an image"):
+        main(["rollout", str(bundle), *words])
 
 
 def test_gamma_is_the_speed_of_the_script(bundle, image, tmp_path):
@@ -88,16 +104,6 @@ def test_a_glance_is_of_what_the_memory_holds(policy):
         assert last.factors == (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)
     else:
         assert sum(f > 0 for f in last.factors) == 7 and last.factors[0] == 1 and 0 in last.factors
-
-
-def test_a_picture_of_another_size_is_cropped_in_the_middle_and_scaled(capsys):
-    wide = np.zeros((40, 120, 3), np.uint8)
-    wide[:, 30:90] = 200  # the middle, in the proportions of the world
-    scaled = fitted(Image.fromarray(wide), height=32, width=48)
-    assert scaled.shape == (32, 48, 3) and (scaled == 200).all()
-    assert "40x120: its middle 40x60 is scaled to 32x48" in capsys.readouterr().out
-    tall = fitted(Image.fromarray(wide.transpose(1, 0, 2)), height=32, width=48)
-    assert tall.shape == (32, 48, 3)
 
 
 def test_scripts_of_whole_blocks_are_left_alone():
