@@ -16,7 +16,7 @@ from relic.types import Clip
 
 __all__ = ["ENGINE", "film", "provenance_of"]
 
-ENGINE: Final = "relic-engine/2"  # changes whenever the same seed gives other pictures or paths
+ENGINE: Final = "relic-engine/3"  # changes whenever the same seed gives other pictures or paths
 
 
 def film(

@@ -51,13 +51,16 @@ class Pilot:
     def fly(self, frames: int) -> list[np.ndarray]:
         """Return that many poses (4, 4)."""
         moods = (
-            (self._play, 0.34), (self._look_and_return, 0.13), (self._go_and_return, 0.1),
-            (self._visit, 0.18), (self._come_back, 0.16), (self._look_round, 0.03), (self._pause, 0.06),
+            (self._play, 0.3), (self._look_and_return, 0.13), (self._go_and_return, 0.1),
+            (self._visit, 0.13), (self._come_back, 0.14), (self._circuit, 0.1), (self._look_round, 0.06),
+            (self._pause, 0.04),
         )  # fmt: skip
         weights = np.array([weight for _, weight in moods])
         # a recording soon shows a view again, and another room
         opening = [[self._play, self._look_and_return, self._go_and_return][self._rng.integers(3)]]
         opening += [self._look_and_return, self._visit][:: int(self._rng.choice([-1, 1]))]
+        if self._rng.random() < 0.4:  # or the same one again, by another way
+            opening = [[self._circuit, self._look_round][self._rng.integers(2)], self._play, self._visit]
         while len(self._walker.poses) < frames:
             choice = int(self._rng.choice(len(moods), p=weights / weights.sum()))
             mood = opening.pop(0) if opening else moods[choice][0]
@@ -105,6 +108,18 @@ class Pilot:
         if float(np.linalg.norm(pose[:3, 3] - self._walker.position)) > 0.5 and not self._walk(pose[:3, 3]):
             return None
         return self._align(pose)
+
+    def _circuit(self) -> None:
+        """Walk by two places near by, back to where it began, and look the same way again."""
+        pose, reach = self._walker.pose, float(self._rng.uniform(0.8, 2.0))
+        for _ in range(2):
+            low, high = pose[:3, 3] - reach, pose[:3, 3] + reach
+            low[1], high[1] = -EYE[1], -EYE[0]
+            goal = self._space.place(self._rng, low=low, high=high)
+            if goal is not None:
+                self._walk(goal)
+        if self._walk(pose[:3, 3]):
+            self._align(pose)
 
     def _look_round(self) -> None:
         """Turn about once, all the way."""

@@ -26,6 +26,7 @@ __all__ = [
     "block_that_ends",
     "check_policy",
     "factors_seen",
+    "kept_of",
     "window_blocks",
     "window_start",
 ]
@@ -135,11 +136,12 @@ class SinkWindow(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed(Policy):
-    """Keep a window in full and all that is older, averaged over cells (paper §4.2).
+    """Keep a window in full and what is older, averaged over cells (paper §4.2).
 
     Args:
         window: Length of the window, the current block included; a multiple of `block_latents`.
-        schedule: Factor per side of latent i is `schedule[i % len(schedule)]`; 1 keeps it in full.
+        schedule: Factor per side of latent i is `schedule[i % len(schedule)]`; 1 keeps it in full, 0 gives it
+            up: (1, 0, 0, 0, 0, 0) are keyframes. The first one, the image's, must be kept.
         max_latents: Most latents a query may see, for streams without an end; null keeps them all. Beyond it
             the latent least co-visible with the current pose, among those of the same factor, makes room, and
             places in time are re-mapped, in order, to 0 ... max_latents - 1.
@@ -151,14 +153,17 @@ class Compressed(Policy):
 
     def __post_init__(self) -> None:
         _check_window("window", self.window)
-        if not self.schedule or min(self.schedule) < 1:
-            raise ValueError(f"schedule={self.schedule} must hold factors of at least 1 (1 keeps in full).")
+        if not self.schedule or min(self.schedule) < 0 or self.schedule[0] == 0:
+            raise ValueError(
+                f"schedule={self.schedule} must hold factors (1 keeps in full, 0 not at all), the first of "
+                "them at least 1."
+            )
         if self.max_latents is None:
             return
         # a slot besides the image's for every factor, else a latent could find none to take over
         firsts = (
             next(i for i in range(1, self.period + 1) if self.factor(i) == factor)
-            for factor in set(self.schedule)
+            for factor in set(self.schedule) - {0}
         )
         least = self.window + max(firsts) + 1
         if self.max_latents < least:
@@ -240,6 +245,11 @@ def window_start(policy: Policy, block: int, *, block_latents: int) -> int:
     return block_range(max(first, 0), block_latents=block_latents).start
 
 
+def kept_of(policy: Policy, latents: int) -> int:
+    """Return how many of the first latents the policy keeps behind the window, if there is room for all."""
+    return sum(policy.factor(i) > 0 for i in range(latents))
+
+
 def factors_seen(
     policy: Policy, block: int, *, block_latents: int, kept: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
@@ -252,7 +262,7 @@ def factors_seen(
     start = window_start(policy, block, block_latents=block_latents)
     end = block_range(block, block_latents=block_latents).stop
     if kept is None:
-        if policy.repositions and policy.room is not None and start > policy.room:
+        if policy.repositions and policy.room is not None and kept_of(policy, start) > policy.room:
             raise ValueError(
                 f"Block {block} comes after latents were given up by pose (max_latents); say which are "
                 "`kept`."

@@ -30,6 +30,7 @@ POLICIES = [
     SinkWindow(sink=1, window=8),
     Compressed(window=4, schedule=SHORT),
     Compressed(window=8, schedule=SHORT),
+    Compressed(window=4, schedule=(1, 0, 2, 0, 0)),
 ]
 CLEAN = {"teacher": 9, "diffusion": 1, "hybrid": 5}  # latents, of a clip of 13 in blocks of 4
 
