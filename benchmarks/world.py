@@ -273,7 +273,9 @@ class Chain:
             "cuda_graphs": self.args.device == "gpu", "compute": {"residual": self.residual},
         }  # fmt: skip
         data = self.shared("pairs")
-        if before is not None:
+        if before is None:
+            settings["compute"]["compile_blocks"] = self.args.compile
+        else:
             horizon = stage.removeprefix("self_forcing_")
             settings |= self.args.forcing
             settings["teacher"] = {"path": str(self.teacher(horizon))}
@@ -338,6 +340,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=json.loads, default={}, help=f"of each fit, JSON; else {SECONDS}")
     parser.add_argument("--batch", type=json.loads, default={}, help="of each stage, JSON")
     parser.add_argument("--forcing", type=json.loads, default={}, help="settings of self-forcing, JSON")
+    parser.add_argument("--compile", action="store_true", help="compile causal init (clips of one length)")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--processes", type=int, default=16, help="that render and decode")
     parser.add_argument("--workers", type=int, default=4, help="reading processes of each fit")
@@ -351,7 +354,7 @@ def main() -> None:
     args.seconds = {**SECONDS, **args.seconds}
     args.forcing = {**FORCING, **args.forcing}
     args.batch = {
-        "5s": 32, "20s": 12, "causal_init": 16, "self_forcing_5s": 16, "self_forcing_20s": 12, **args.batch,
+        "5s": 32, "20s": 12, "causal_init": 8, "self_forcing_5s": 16, "self_forcing_20s": 8, **args.batch,
     }  # fmt: skip
     for horizon in RATES:
         if args.batch[horizon] % len(args.gpus):
