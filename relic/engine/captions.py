@@ -35,6 +35,8 @@ def describe(scene: Scene, c2w: Tensor, *, fps: float, intrinsics_px: Tensor) ->
 
 def _caption(scene: Scene, looks: Tensor, intrinsics_px: Tensor) -> str:
     room = _room(scene, looks[:, :3, 3].numpy())
+    if not room.things:
+        return _sentence(room, [])
     centres = torch.from_numpy(np.stack([thing.centre for thing in room.things]))
     pixels, depth = project(centres, invert_rigid(looks), intrinsics_px=intrinsics_px)
     _, _, cx, cy = intrinsics_px.tolist()

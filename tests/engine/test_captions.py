@@ -42,3 +42,8 @@ def test_a_caption_names_what_is_in_view_and_not_what_is_behind() -> None:
         "a room with a white wooden floor, white walls and a red lamp",
         "a room with a white wooden floor, white walls and a blue lamp",
     ]
+
+
+def test_an_empty_room_is_named_by_its_walls() -> None:
+    captions = describe(studio({}), ORIGIN.expand(16, 4, 4), fps=16, intrinsics_px=INTRINSICS)
+    assert captions == ("a room with a white wooden floor and white walls",)
