@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from machine import describe_machine
 
-from relic.nn.context import KV
+from relic.nn.context import FreshKV
 from relic.nn.dit import DiTConfig
 from relic.nn.memory import Compressed, Full, Memory, MemoryPlan, Policy, SinkWindow, Window
 from relic.ops.pooling import cell_positions
@@ -50,10 +50,10 @@ def seconds(call: Callable[[], object], device: torch.device, *, repeats: int) -
     return sorted(times[1:])[repeats // 2]
 
 
-def fresh(plan: MemoryPlan, block: int, *, dtype: torch.dtype, device: torch.device) -> tuple[KV, ...]:
+def fresh(plan: MemoryPlan, block: int, *, dtype: torch.dtype, device: torch.device) -> tuple[FreshKV, ...]:
     """Random keys and values of a block, of one layer."""
     shape = (1, plan.heads, len(plan.block(block)) * plan.tokens_per_latent, plan.head_width)
-    return (KV(*(torch.randn(shape, device=device).to(dtype) for _ in "kv")),)
+    return (FreshKV(*(torch.randn(shape, device=device).to(dtype) for _ in "kv")),)
 
 
 @torch.no_grad()

@@ -7,30 +7,47 @@ It doesn't know whether behind it there is a memory (`relic.nn.memory`) or a tra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["KV", "Context", "Fresh", "LayerContext", "Pool", "Prompt"]
+__all__ = ["KV", "Context", "Fresh", "FreshKV", "LayerContext", "Pool", "Prompt", "Rays"]
+
+# tables (b, z, n, 2, d) by which heads are turned: of the tokens (1), and of their cells of each factor
+Rays = Mapping[int, Tensor]
 
 
 class KV(NamedTuple):
-    """Keys and values of one layer, (b, k, n, d) each. Fresh ones are after QK-norm and rays, before RoPE."""
+    """Keys and values of one layer, (b, k, n, d) each."""
 
     k: Tensor
     v: Tensor
 
 
-Fresh = tuple[KV, ...]  # of every layer: what a pass computed of its own latents
+class FreshKV(NamedTuple):
+    """Keys and values of one layer as a pass computed them, (b, k, n, d) each, after QK-norm and before RoPE;
+    and the rays that turned them, None in a network without.
+    """
+
+    k: Tensor
+    v: Tensor
+    rays: Rays | None = None
+
+
+Fresh = tuple[FreshKV, ...]  # of every layer: what a pass computed of its own latents
 
 
 class LayerContext(Protocol):
     """One layer's attention."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
+    ) -> tuple[Tensor, FreshKV | None]:
         """Return what the queries read, (b, k, n, d), and the fresh keys and values if they are asked for.
 
-        q, k, v: (b, k, n, d), q and k after QK-norm and before RoPE; rope: (n, 2, d) of these tokens.
+        q, k, v: (b, k, n, d), q and k after QK-norm and before RoPE; rope: (n, 2, d) of these tokens; rays:
+        by which all three are turned.
         """
 
 
@@ -40,6 +57,10 @@ class Context(Protocol):
     @property
     def times(self) -> tuple[int, ...]:
         """The place in time of each latent of the pass; the clip starts at 0."""
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The factors by which it pools, of whose cells it needs the rays."""
 
     def layer(self, index: int) -> LayerContext:
         """Return the attention of a layer."""

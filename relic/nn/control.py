@@ -12,14 +12,17 @@ in between, and what it reads is told relative to where the reader looks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from relic.nn.context import Rays
 from relic.ops.actions import CHANNELS
 from relic.ops.camera import shell_points
+from relic.ops.pooling import pool_cells
 from relic.ops.rope import apply_rope, ray_table
 from relic.types import TIME_STRIDE, Controls
 
@@ -91,16 +94,16 @@ def group_frames(x: Tensor, *, starts_clip: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class ControlStates:
-    """What blocks read: encoded actions (b, t, width); unless dropped, poses (b, t, width); and the table of
-    the tokens' rays, (b, z, t·s, 2, d) for z shells, if the network has them.
+    """What blocks read: encoded actions (b, t, width); unless dropped, poses (b, t, width); and the tables of
+    rays, (b, z, t·s, 2, d) for z shells, of the tokens and of cells, if the network has them.
     """
 
     action: Tensor
     pose: Tensor | None
-    rays: Tensor | None = None
+    rays: Rays | None = None
 
     def to(self, dtype: torch.dtype) -> ControlStates:
-        """Return them in another dtype, but for the table."""
+        """Return them in another dtype, but for the tables."""
         return ControlStates(
             self.action.to(dtype), None if self.pose is None else self.pose.to(dtype), self.rays
         )
@@ -136,25 +139,33 @@ class ControlEncoders(nn.Module):
                 )
             ray_table(torch.zeros(1, 3), head_width=head_width)  # refuses heads without room
 
-    def forward(self, controls: Controls, *, starts_clip: bool, grid: tuple[int, int]) -> ControlStates:
-        """grid: rows and columns of the tokens of a latent."""
+    def forward(
+        self, controls: Controls, *, starts_clip: bool, grid: tuple[int, int], factors: Sequence[int] = ()
+    ) -> ControlStates:
+        """grid: rows and columns of the tokens of a latent; factors: of the cells whose rays are needed."""
         dtype = next(self.action.parameters()).dtype
         action = self.action(group_frames(controls.actions.to(dtype), starts_clip=starts_clip))
         if controls.poses is None:
             return ControlStates(action, None)
         poses = group_frames(controls.poses, starts_clip=starts_clip)
         pose = None if self.pose is None else self.pose(poses.to(dtype))
-        return ControlStates(action, pose, self.ray_table(poses, grid=grid))
+        return ControlStates(action, pose, self.rays(poses, grid=grid, factors=factors))
 
-    def ray_table(self, poses: Tensor, *, grid: tuple[int, int]) -> Tensor | None:
-        """poses: (b, t, 4·9) -> (b, z, t·s, 2, d), float32 at least."""
+    def rays(self, poses: Tensor, *, grid: tuple[int, int], factors: Sequence[int]) -> Rays | None:
+        """poses: (b, t, 4·9) -> tables (b, z, t·s, 2, d), float32 at least. A cell looks at the mean of the
+        points that its tokens look at.
+        """
         if not self.config.rays:
             return None
         points = shell_points(
             poses.to(torch.promote_types(poses.dtype, torch.float32)).unflatten(-1, (TIME_STRIDE, -1)),
             rows=grid[0], columns=grid[1], reach=self.config.rays, inverse_depths=self.config.inverse_depths,
         )  # fmt: skip
-        return ray_table(rearrange(points, "b t z s a -> b z (t s) a"), head_width=self.head_width)
+        squares = rearrange(points, "b t z (h w) a -> b z t h w a", h=grid[0])
+        return {
+            factor: ray_table(pool_cells(squares, factor=factor).flatten(2, 4), head_width=self.head_width)
+            for factor in (1, *factors)
+        }
 
 
 class BlockControl(nn.Module):

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from relic.nn.attention import attend
-from relic.nn.context import KV, Context, Fresh, LayerContext, Prompt
+from relic.nn.context import KV, Context, Fresh, FreshKV, LayerContext, Prompt, Rays
 from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates, turn_heads
 from relic.nn.norms import LayerNorm, RMSNorm, modulate
 from relic.ops.flow import timestep_of
@@ -124,11 +124,11 @@ class SelfAttention(Attention):
         rope: Tensor,
         to_q: Tensor | None,
         to_k: Tensor | None,
-        rays: Tensor | None,
+        rays: Rays | None,
         memory: LayerContext | None = None,
-    ) -> tuple[Tensor, KV | None]:
+    ) -> tuple[Tensor, FreshKV | None]:
         """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: pose embeddings (b, t, 1, d), or
-        None; rays: their table (b, z, t·s, 2, d), or None.
+        None; rays: their tables, or None.
 
         Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks
         for.
@@ -140,14 +140,14 @@ class SelfAttention(Attention):
         q, k, v = (rearrange(y, "b t s d -> b (t s) d") for y in (q, k, v))
         q, k, v = self.split(self.norm_q(q)), self.split(self.norm_k(k)), self.split(v)
         if rays is not None:
-            q, k, v = (turn_heads(y, rays) for y in (q, k, v))
-        fresh: KV | None = None
+            q, k, v = (turn_heads(y, rays[1]) for y in (q, k, v))
+        fresh: FreshKV | None = None
         if memory is None:
             out = attend(apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype), v)
         else:
-            out, fresh = memory(q, k, v, rope=rope)
+            out, fresh = memory(q, k, v, rope=rope, rays=rays)
         if rays is not None:
-            out = turn_heads(out, rays, back=True)
+            out = turn_heads(out, rays[1], back=True)
         return rearrange(self.merge(out), "b (t s) d -> b t s d", t=latents), fresh
 
 
@@ -194,7 +194,7 @@ class Block(nn.Module):
         control: ControlStates | None,
         dtype: torch.dtype,
         memory: LayerContext | None = None,
-    ) -> tuple[Tensor, KV | None]:
+    ) -> tuple[Tensor, FreshKV | None]:
         """x: (b, t, s, d) residual stream; levels: (b, t, 6, d) from the noise levels; text: (b, n, d);
         dtype: what matrix products compute in.
 
@@ -337,8 +337,11 @@ class DiT(nn.Module):
         prompts = text.layers if isinstance(text, Prompt) else [self.embed_text(text)] * len(self.blocks)
         dtype, states = self.product_dtype, None
         if controls is not None and self.control is not None:
-            states = self.control(controls, starts_clip=times[0] == 0, grid=(rows, columns)).to(dtype)
-        kept: list[KV] = []
+            factors = () if memory is None else memory.factors
+            states = self.control(
+                controls, starts_clip=times[0] == 0, grid=(rows, columns), factors=factors
+            ).to(dtype)
+        kept: list[FreshKV] = []
         for i, (block, prompt) in enumerate(zip(self.blocks, prompts, strict=True)):
             past = None if memory is None else memory.layer(i)
             x, fresh = block(

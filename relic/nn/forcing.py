@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from relic.nn.attention import attend
-from relic.nn.context import KV, Context, Fresh, Pool
+from relic.nn.cells import pooled
+from relic.nn.context import KV, Context, Fresh, FreshKV, Pool, Rays
 from relic.nn.memory import MeanPool, MemoryPlan
 from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
 from relic.ops.retention import block_that_ends
@@ -118,22 +118,21 @@ class PackedContext(Context):
     def times(self) -> tuple[int, ...]:
         return self.packing.times
 
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return tuple(self.pooled)
+
     def layer(self, index: int) -> PackedLayer:
         return PackedLayer(context=self, index=index)
 
-    def _pool(self, layer: int, k: Tensor, v: Tensor) -> dict[int, KV]:
+    def _pool(self, layer: int, fresh: FreshKV) -> dict[int, KV]:
         """Return for each factor the pooled, rotated keys and the values of all latents that some block sees
         so, (b, k, n, d) in the order of `pooled`.
         """
-        split = "b k (t h w) d -> b k t h w d"
-        # latents one by one: an index would come from the host, and its backward pass adds up what is sorted
-        grid = [rearrange(x, split, h=self.plan.rows, w=self.plan.columns).unbind(2) for x in (k, v)]
-        forms = {}
+        forms, grid = {}, (self.plan.rows, self.plan.columns)
         for factor, places in self.pooled.items():
-            chosen = (torch.stack([latents[place] for place in places], dim=2) for latents in grid)
-            cells = self.pool(KV(*chosen), factor=factor, layer=layer)
-            keys, values = (rearrange(x, "b k t h w d -> b k (t h w) d") for x in cells)
-            forms[factor] = KV(apply_rope(keys, self._tables[factor]), values)
+            cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
+            forms[factor] = KV(apply_rope(cells.k, self._tables[factor]), cells.v)
         return forms
 
     def _seen(self, segment: Segment, full: KV, forms: dict[int, KV]) -> KV:
@@ -168,9 +167,11 @@ class PackedLayer:
     index: int
 
     @torch.compiler.disable  # clips differ in their blocks; what is round it is compiled once
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, None]:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
+    ) -> tuple[Tensor, None]:
         context, tokens = self.context, self.context.plan.tokens_per_latent
-        forms = context._pool(self.index, k, v)
+        forms = context._pool(self.index, FreshKV(k, v, rays))
         q, k = apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype)
         read = []
         for segment in context.packing.segments:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from relic.nn.attention import attend
-from relic.nn.context import KV, Fresh, Pool
+from relic.nn.cells import pooled
+from relic.nn.context import KV, Fresh, FreshKV, Pool, Rays
 from relic.nn.memory_plan import MemoryPlan
 from relic.ops.covisibility import frustum_overlap
 from relic.ops.pooling import cell_positions, pool_cells
@@ -227,7 +227,7 @@ class Memory:
                 "longer horizon, or bound the memory (Window, SinkWindow, Compressed with max_latents)."
             )
         size = (self.batch, plan.heads, len(latents) * plan.tokens_per_latent, plan.head_width)
-        if len(fresh) != plan.layers or any(x.shape != size for kv in fresh for x in kv):
+        if len(fresh) != plan.layers or any(x.shape != size for kv in fresh for x in kv[:2]):
             found = f"{len(fresh)} layers of {tuple(fresh[0].k.shape) if fresh else ()}"
             raise ValueError(
                 f"Block {self.block} must bring keys and values of {plan.layers} layers of {size}; "
@@ -318,22 +318,18 @@ class Memory:
             tables[factor] = None if plan.policy.repositions else self._table_of(members, factor)
         return tables
 
-    def _forms(self, layer: int, kv: KV, latents: range, tables: dict[int, Tensor | None]) -> dict[int, KV]:
+    def _forms(
+        self, layer: int, fresh: FreshKV, latents: range, tables: dict[int, Tensor | None]
+    ) -> dict[int, KV]:
         """Return the full form (1) and the pooled ones of a block, (b, k, n, d) each, latent after latent."""
-        forms = {}
+        forms, grid = {}, (self.plan.rows, self.plan.columns)
         for factor, table in tables.items():
-            k, v = kv if factor == 1 else self._pooled(layer, kv, latents, factor)
+            k, v = fresh[:2]
+            if factor > 1:
+                places = [i - latents.start for i in self._members(latents, factor)]
+                k, v = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
             forms[factor] = KV(k if table is None else apply_rope(k, table), v)
         return forms
-
-    def _pooled(self, layer: int, kv: KV, latents: range, factor: int) -> KV:
-        chosen = [i - latents.start for i in self._members(latents, factor)]
-        split = "b k (t h w) d -> b k t h w d"
-        grid = (rearrange(x, split, h=self.plan.rows, w=self.plan.columns) for x in kv)
-        # not x[:, :, chosen], which would bring the numbers from the host
-        of_factor = (torch.stack([x[:, :, i] for i in chosen], dim=2) for x in grid)
-        cells = self.pool(KV(*of_factor), factor=factor, layer=layer)
-        return KV(*(rearrange(x, "b k t h w d -> b k (t h w) d") for x in cells))
 
 
 class _Write(NamedTuple):
@@ -355,6 +351,11 @@ class MemoryView:
     fresh: bool
     version: int
 
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The factors by which latents are pooled when they are committed."""
+        return self.memory.plan.factors if self.fresh else ()
+
     def layer(self, index: int) -> MemoryLayer:
         return MemoryLayer(view=self, index=index)
 
@@ -367,10 +368,12 @@ class MemoryLayer:
     index: int
 
     @torch.compiler.disable  # lengths differ from block to block; what is round it is compiled once
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
+    ) -> tuple[Tensor, FreshKV | None]:
         keys, values = self.read(k, v, rope=rope)
         out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
-        return out.to(v.dtype), KV(k, v) if self.view.fresh else None
+        return out.to(v.dtype), FreshKV(k, v, rays) if self.view.fresh else None
 
     def read(self, k: Tensor, v: Tensor, *, rope: Tensor) -> KV:
         """Return all keys, rotated, and values: the window, what is behind it, the current block."""

@@ -97,6 +97,11 @@ class MemoryPlan:
         """Latents of the window besides the current block; latent i lies in place `i % ring`."""
         return (window_blocks(self.policy, block_latents=self.block_latents) - 1) * self.block_latents
 
+    @cached_property
+    def factors(self) -> tuple[int, ...]:
+        """The factors by which latents are pooled, in order."""
+        return tuple(sorted({self.policy.factor(i) for i in range(self.policy.period)} - {0, 1}))
+
     def block(self, index: int) -> range:
         """Return the latents of a block."""
         return block_range(index, block_latents=self.block_latents)

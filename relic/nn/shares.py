@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from relic.nn.context import KV
+from relic.nn.context import FreshKV, Rays
 from relic.nn.denoiser import Denoiser
 from relic.nn.memory import Memory, MemoryLayer
 from relic.ops.rope import apply_rope
@@ -63,6 +63,7 @@ class _Counting:
 
     times: tuple[int, ...]
     memory: Memory
+    factors: tuple[int, ...] = ()
     shares: list[Tensor] = field(default_factory=list)
 
     def layer(self, index: int) -> _CountingLayer:
@@ -74,7 +75,9 @@ class _CountingLayer:
     context: _Counting
     inner: MemoryLayer
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor) -> tuple[Tensor, KV | None]:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
+    ) -> tuple[Tensor, FreshKV | None]:
         memory = self.context.memory
         keys = self.inner.read(k, v, rope=rope).k
         # without a limit on the window, all that is older is in it
@@ -83,7 +86,7 @@ class _CountingLayer:
             window = memory.plan.window_tokens(memory.latents)
         borders = (0, window, memory.length, keys.shape[2])
         self.context.shares.append(_by_group(apply_rope(q, rope), keys, borders=borders))
-        return self.inner(q, k, v, rope=rope)
+        return self.inner(q, k, v, rope=rope, rays=rays)
 
 
 def _by_group(q: Tensor, keys: Tensor, *, borders: tuple[int, ...]) -> Tensor:

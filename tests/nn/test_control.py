@@ -4,7 +4,8 @@ import torch
 from relic.nn.attention import attend
 from relic.nn.control import ControlConfig, ControlEncoders, group_frames, turn_heads
 from relic.ops.actions import controls_of, null_controls
-from relic.ops.camera import pose_features, rigid, rotation_from_angles
+from relic.ops.camera import pose_features, rigid, rotation_from_angles, shell_points
+from relic.ops.rope import ray_table
 from relic.types import Controls
 
 GRID = (2, 3)
@@ -42,8 +43,8 @@ def test_a_later_block_is_encoded_as_it_is_inside_the_whole_clip(rays):
     if not rays:
         assert whole.rays is None
     else:
-        assert whole.rays.shape == (1, 2, 5 * 6, 2, 24)
-        torch.testing.assert_close(block.rays, whole.rays[:, :, 3 * 6 :])
+        assert whole.rays.keys() == {1} and whole.rays[1].shape == (1, 2, 5 * 6, 2, 24)
+        torch.testing.assert_close(block.rays[1], whole.rays[1][:, :, 3 * 6 :])
 
 
 def test_without_poses_nothing_is_added_to_queries_and_keys():
@@ -60,15 +61,27 @@ def test_the_null_action_drops_poses_and_rays():
 def test_a_network_with_rays_is_built_without_memory_first():
     with torch.device("meta"):
         encoders = encoders_of(heads=3, rays=0.8, inverse_depths=(0.0,))
-    made = encoders.to_empty(device="cpu").ray_table(torch.rand(1, 3, 36), grid=GRID)
-    assert made.device.type == "cpu" and made.isfinite().all()
+    made = encoders.to_empty(device="cpu").rays(torch.rand(1, 3, 36), grid=GRID, factors=(2,))
+    assert all(table.device.type == "cpu" and table.isfinite().all() for table in made.values())
+
+
+def test_a_cell_looks_at_the_mean_of_the_points_that_its_tokens_look_at():
+    encoders, poses = encoders_of(rays=0.8, inverse_depths=(0.1, 0.0)), torch.rand(1, 3, 36)
+    points = shell_points(
+        poses.unflatten(-1, (4, 9)), rows=GRID[0], columns=GRID[1], reach=0.8, inverse_depths=(0.1, 0.0)
+    ).unflatten(3, GRID)  # (b, t, z, h, w, 3)
+    table = encoders.rays(poses, grid=GRID, factors=(2,))[2].unflatten(2, (3, 1, -1))
+    for cell in range(table.shape[4]):  # the last one may hold fewer tokens
+        mean = points[..., 0:2, 2 * cell : 2 * cell + 2, :].flatten(3, 4).mean(3)
+        expected = ray_table(mean.transpose(1, 2), head_width=24)  # (b, z, t, 2, d)
+        torch.testing.assert_close(table[:, :, :, 0, cell], expected)
 
 
 def looking(path, *, heads=2, inverse_depths=(0.05, 0.0)):
     """Return the rays of a path (f, 4, 4) in d̄."""
     encoders = encoders_of(heads=heads, rays=0.8, inverse_depths=inverse_depths)
     controls = Controls(actions=torch.zeros(1, len(path), 13), poses=pose_features(path)[None])
-    return encoders(controls, starts_clip=True, grid=GRID).rays
+    return encoders(controls, starts_clip=True, grid=GRID).rays[1]
 
 
 def path_of(angles_deg, position):

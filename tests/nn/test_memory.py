@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from relic.nn.context import KV
+from relic.nn.context import KV, FreshKV
 from relic.nn.memory import Compressed, Full, Memory, MemoryPlan, SinkWindow, Window
 from relic.ops.actions import controls_of
 from relic.ops.covisibility import frustum_overlap
@@ -251,7 +251,7 @@ def turning(latents: int, *, degrees: float = 11.0, batch: int = 1) -> torch.Ten
 def fresh_of(plan: MemoryPlan, block: int, *, batch: int = 1):
     shape = (batch, plan.heads, len(plan.block(block)) * plan.tokens_per_latent, plan.head_width)
     return tuple(
-        KV(torch.full(shape, float(block)), torch.full(shape, float(block))) for _ in range(plan.layers)
+        FreshKV(torch.full(shape, float(block)), torch.full(shape, float(block))) for _ in range(plan.layers)
     )
 
 
