@@ -1,17 +1,18 @@
 """A small world from nothing, on one GPU: every stage as a `relic` command, each with its seconds.
 
     render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
-    (5 s, then 20 s), the bundles
+    (5 s, then 20 s), the bundles, their evaluation
 
-Students of several seeds share one teacher and one set of pairs. Several GPUs fit the autoencoder and the
-teachers together, and share windows, ODE pairs and students.
+Students of all arms (arms.yaml) and seeds share one teacher and one set of pairs, unless an arm has another
+network. Several GPUs fit the autoencoder and the teachers together, and share windows, ODE pairs and
+students.
 A stage is left out if its product is there, and a stopped one goes on, so the run can be cut into pieces:
 `--until teacher_5s` ends after that stage. Weights lie beside the logs of each stage; seconds are in
-seconds.json. Arms of the comparison, `--arm window_8` of arms.yaml, share all but what differs.
+seconds.json.
 
-    python benchmarks/world.py runs/world
-    python benchmarks/world.py runs/world --arm window_8
-    python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 \
+    python benchmarks/world.py runs/world --seeds 0
+    python benchmarks/world.py runs/world --arm compressed window_8 full --gpus 0 1 2 3 --seeds 0 1 2
+    python benchmarks/world.py runs/tried --device cpu --processes 2 --workers 0 --size 64 96 --cases 1 \
         --scenes 5 --minutes 6 --held 1 1 --seeds 0 1 --steps 4 --windows 5 --frames 33 65 --strides 4 6 \
         --batch '{"5s": 4, "20s": 2, "causal_init": 2, "self_forcing_5s": 2, "self_forcing_20s": 2}'
 """
@@ -56,6 +57,7 @@ STUDENTS = {  # stages, and which one each goes on from
     "causal_init": None, "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s",
 }  # fmt: skip
 YARN = 81 / 21
+REMEMBERED = ("out_and_back", "look_away", "turn_round", "loop")  # groups of scripts that ask for memory
 VALIDATION, EVALUATION = 8, 64  # scenes that nothing is fitted on
 
 
@@ -77,12 +79,18 @@ class Chain:
         *,
         at_a_time: int | None = None,
         whole: bool = False,
+        threads: int | None = None,
     ) -> None:
         """Run the commands of a stage, so many at a time (all by default), unless its products are there.
 
-        whole: each command sees all GPUs; else one, in turn.
+        If each command has a product of its own, those are left out whose product is there. whole: each
+        command sees all GPUs; else one, in turn. threads: of each command.
         """
         products = [product] if isinstance(product, Path) else product
+        if len(products) == len(commands):
+            lacking = [number for number, path in enumerate(products) if not path.exists()]
+            if lacking:
+                products, commands = ([each[i] for i in lacking] for each in (products, commands))
         if all(path.exists() for path in products):
             print(f"{name}: there already", flush=True)
         else:
@@ -96,12 +104,16 @@ class Chain:
                 gpus = self.args.gpus
                 places = [gpus if whole else [gpus[i % len(gpus)]] for i in range(len(commands[part]))]
                 jobs = zip(commands[part], logs[part], places, strict=True)
-                running = [begin(words, log, gpus=seen) for words, log, seen in jobs]
-                for log, process in zip(logs[part], running, strict=True):
-                    if process.wait():
+                running = [begin(words, log, gpus=seen, threads=threads) for words, log, seen in jobs]
+                ends = [process.wait() for process in running]
+                for log, end in zip(logs[part], ends, strict=True):
+                    if end:
                         sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
             self.note(name, time.monotonic() - start)
-        if name.removesuffix(f"_{self.args.arm}") == self.args.until:
+
+    def end(self, stage: str) -> None:
+        """Stop here if this is the last stage that was asked for."""
+        if stage == self.args.until:
             sys.exit(0)
 
     def note(self, name: str, seconds: float) -> None:
@@ -167,11 +179,12 @@ class Chain:
         self.run(
             "render", self.clips / "index.parquet", [[*render, "--seed", a.seed, "--workers", a.processes]]
         )
+        self.end("render")
         settings = {"ema_decay": 0.995, **self.started("autoencoder", "tiny_vae")}
-        fit = self.fit(
-            "autoencoder", self.vae.parent, self.clips, self.together({"model": {"init_args": settings}})
-        )
+        given = {"model": {"init_args": settings}, "data": {"global_batch": a.batch["autoencoder"]}}
+        fit = self.fit("autoencoder", self.vae.parent, self.clips, self.together(given))
         self.run("autoencoder", self.vae, [fit], whole=True)
+        self.end("autoencoder")
         parts = len(a.gpus)
         commands, products = [], []
         for name, frames, stride in zip(("5s", "20s"), self.horizons, a.strides, strict=True):
@@ -184,6 +197,7 @@ class Chain:
                 for part in range(parts)
             ]  # fmt: skip
         self.run("encode", products, commands)
+        self.end("encode")
 
     def together(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return settings of a fit, for all GPUs; each needs a window of its own to validate on."""
@@ -202,20 +216,22 @@ class Chain:
     def teachers(self) -> None:
         for horizon, before in (("5s", None), ("20s", "5s")):
             stage = f"teacher_{horizon}"
-            settings: dict[str, Any] = {
-                "net": self.net, "vae": str(self.vae),
-                "compute": {"compile_blocks": self.args.device == "gpu", "residual": self.residual},
-                "optimizer": {"init_args": {"lr": RATES[horizon]}},
-            }  # fmt: skip
-            if before:
-                settings["net"] |= {"rope_factor": YARN}
-                settings["init"] = {"path": str(self.teacher(before)), "rope_factor": "restate"}
-            settings |= self.started(stage, "teacher")
-            data = {"global_batch": self.args.batch[horizon]}
-            given = self.together({"model": {"init_args": settings}, "data": data})
-            product = self.teacher(horizon)
-            command = self.fit(stage, product.parent, self.root / f"latents_{horizon}", given)
-            self.run(product.parent.name, product, [command], whole=True)
+            for arm in self.owners:
+                settings: dict[str, Any] = {
+                    "net": self.net(arm), "vae": str(self.vae),
+                    "compute": {"compile_blocks": self.args.device == "gpu", "residual": self.residual},
+                    "optimizer": {"init_args": {"lr": RATES[horizon]}},
+                }  # fmt: skip
+                if before:
+                    settings["net"] |= {"rope_factor": YARN}
+                    settings["init"] = {"path": str(self.teacher(before, arm)), "rope_factor": "restate"}
+                settings |= self.started(stage, "teacher")
+                data = {"global_batch": self.args.batch[horizon]}
+                given = self.together({"model": {"init_args": settings}, "data": data})
+                product = self.teacher(horizon, arm)
+                command = self.fit(stage, product.parent, self.root / f"latents_{horizon}", given)
+                self.run(product.parent.name, product, [command], whole=True)
+            self.end(stage)
 
     def started(self, stage: str, kind: str) -> dict[str, Any]:
         """Return the setting that goes on from an earlier run, if one is given."""
@@ -225,81 +241,109 @@ class Chain:
     # -- whose files are where -------------------------------------------------------------------------------
 
     @property
-    def arm(self) -> dict[str, Any]:
-        return self.args.arms[self.args.arm]
-
-    @property
     def residual(self) -> str:
         return "bfloat16" if self.args.device == "gpu" else "float32"
 
     @property
-    def net(self) -> dict[str, Any]:
-        """Sizes of all networks of the arm."""
-        return merged(NET, self.arm.get("network", {}))
+    def owners(self) -> list[str]:
+        """The arms that teachers and pairs are made for: each for itself, or one for all that share."""
+        own = [arm for arm in self.args.arm if "network" in self.args.arms[arm]]
+        others = [arm for arm in self.args.arm if arm not in own]
+        return others[:1] + own
 
-    def shared(self, name: str) -> Path:
+    def net(self, arm: str) -> dict[str, Any]:
+        """Sizes of all networks of an arm."""
+        return merged(NET, self.args.arms[arm].get("network", {}))
+
+    def shared(self, name: str, arm: str) -> Path:
         """Return the folder of what arms share unless they have another network."""
-        return self.root / (f"{name}_{self.args.arm}" if "network" in self.arm else name)
+        return self.root / (f"{name}_{arm}" if "network" in self.args.arms[arm] else name)
 
-    def teacher(self, horizon: str) -> Path:
-        return self.shared(f"teacher_{horizon}") / "teacher.safetensors"
+    def teacher(self, horizon: str, arm: str) -> Path:
+        return self.shared(f"teacher_{horizon}", arm) / "teacher.safetensors"
 
-    def student(self, stage: str, seed: int) -> Path:
-        return self.root / f"{stage}_{self.args.arm}_seed{seed}" / "student.safetensors"
+    def student(self, stage: str, arm: str, seed: int) -> Path:
+        return self.root / f"{stage}_{arm}_seed{seed}" / "student.safetensors"
+
+    @property
+    def fitted(self) -> list[tuple[str, int]]:
+        """Arms and seeds of all students."""
+        return [(arm, seed) for arm in self.args.arm for seed in self.args.seeds]
 
     # -- students --------------------------------------------------------------------------------------------
 
     def pairs(self) -> None:
-        out = self.shared("pairs")
-        words = ["ode-pairs", self.teacher("20s"), "--latents", self.root / "latents_20s"]
-        words += ["--out", out, "--horizon", self.horizons[1], "--windows", self.args.windows, "--batch", 16]
-        words += ["--prefix_share", 0.5]
         parts = len(self.args.gpus) * (2 if self.args.device == "gpu" else 1)
-        commands = [[*words, "--part", part, parts] for part in range(parts)]
-        self.run(out.name, out / "index.parquet", commands)
+        for arm in self.owners:
+            out = self.shared("pairs", arm)
+            words = ["ode-pairs", self.teacher("20s", arm), "--latents", self.root / "latents_20s"]
+            words += ["--out", out, "--horizon", self.horizons[1], "--windows", self.args.windows]
+            words += ["--batch", 16, "--prefix_share", 0.5]
+            commands = [[*words, "--part", part, parts] for part in range(parts)]
+            self.run(out.name, out / "index.parquet", commands)
+        self.end("pairs")
 
     def students(self) -> None:
         for stage, before in STUDENTS.items():
-            commands = [self.fit_student(stage, before, seed=seed) for seed in self.args.seeds]
-            products = [self.student(stage, seed) for seed in self.args.seeds]
-            self.run(f"{stage}_{self.args.arm}", products, commands, at_a_time=len(self.args.gpus))
+            commands = [self.fit_student(stage, before, arm=arm, seed=seed) for arm, seed in self.fitted]
+            products = [self.student(stage, *which) for which in self.fitted]
+            self.run("_".join([stage, *self.args.arm]), products, commands, at_a_time=len(self.args.gpus))
+            self.end(stage)
 
-    def fit_student(self, stage: str, before: str | None, *, seed: int) -> list[object]:
+    def fit_student(self, stage: str, before: str | None, *, arm: str, seed: int) -> list[object]:
         """Return the command that fits a stage of a student."""
-        start = self.teacher("20s") if before is None else self.student(before, seed)
+        start = self.teacher("20s", arm) if before is None else self.student(before, arm, seed)
         settings: dict[str, Any] = {
-            "net": {**self.net, "rope_factor": YARN},
+            "net": {**self.net(arm), "rope_factor": YARN},
             "vae": str(self.vae), "seed": seed, "init": {"path": str(start)},
             "cuda_graphs": self.args.device == "gpu", "compute": {"residual": self.residual},
         }  # fmt: skip
-        data = self.shared("pairs")
-        if before is None:
-            settings["compute"]["compile_blocks"] = self.args.compile
-        else:
+        data = self.shared("pairs", arm)
+        if before is not None:
             horizon = stage.removeprefix("self_forcing_")
             settings |= self.args.forcing
-            settings["teacher"] = {"path": str(self.teacher(horizon))}
+            settings["teacher"] = {"path": str(self.teacher(horizon, arm))}
             settings["teacher_rope_factor"] = 1.0 if horizon == "5s" else YARN
             data = self.root / f"latents_{horizon}"
-        settings = merged(merged(settings, self.arm.get("student", {})), self.arm.get(stage, {}))
+        changes = self.args.arms[arm]
+        settings = merged(merged(settings, changes.get("student", {})), changes.get(stage, {}))
         given = {
             "model": {"init_args": settings},
             "data": {"seed": seed, "global_batch": self.args.batch[stage]},
         }
-        return self.fit(stage, self.student(stage, seed).parent, data, given)
+        return self.fit(stage, self.student(stage, arm, seed).parent, data, given)
 
     def bundles(self) -> None:
         commands, products = [], []
-        for seed in self.args.seeds:
-            out, student = (
-                self.root / "bundles" / f"{self.args.arm}_seed{seed}", self.student("self_forcing_20s", seed)
-            )  # fmt: skip
+        for arm, seed in self.fitted:
+            out, student = self.bundle(arm, seed), self.student("self_forcing_20s", arm, seed)
             commands.append(["export", student, "--vae", self.vae, "--data", self.clips, "--out", out])
             products.append(out / "world.yaml")
-        self.run(f"bundles_{self.args.arm}", products, commands)
+        self.run("_".join(["bundles", *self.args.arm]), products, commands)
+        self.end("bundles")
+
+    def bundle(self, arm: str, seed: int) -> Path:
+        return self.root / "bundles" / f"{arm}_seed{seed}"
+
+    def evaluation(self) -> None:
+        """Play what is asked of memory with all worlds, in scenes of another seed, and write the report."""
+        a = self.args
+        if not a.cases:
+            return
+        seeds = "".join(map(str, a.seeds))
+        out = self.root / "_".join(["evaluation", *a.arm, f"seeds{seeds}", f"{a.cases}scenes"])
+        first, *others = [self.bundle(*which) for which in self.fitted]
+        words = ["evaluate", first, "--out", out, "--groups", *REMEMBERED, "--scenes", a.cases]
+        words += ["--seconds", *([10, 20] if self.horizons[1] >= 321 else [4])]
+        words += ["--beside", *others] if others else []
+        words += ["--lpips", a.lpips] if a.lpips else []
+        commands = [[*words, "--part", part, a.processes] for part in range(a.processes)]
+        self.run(out.name, out / "report.json", commands, threads=1)
 
 
-def begin(command: Sequence[object], log: Path, *, gpus: Sequence[int]) -> subprocess.Popen[bytes]:
+def begin(
+    command: Sequence[object], log: Path, *, gpus: Sequence[int], threads: int | None
+) -> subprocess.Popen[bytes]:
     """Start a relic command that sees these GPUs and adds what it says to a file."""
     words = [str(word) for word in command]
     with log.open("a") as out:
@@ -308,6 +352,7 @@ def begin(command: Sequence[object], log: Path, *, gpus: Sequence[int]) -> subpr
         command = [sys.executable, "-m", "relic.cli", *words]
         known = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         seen = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(known[i] if known else str(i) for i in gpus)}
+        seen |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=seen)
 
 
@@ -340,30 +385,35 @@ def main() -> None:
     parser.add_argument("--seconds", type=json.loads, default={}, help=f"of each fit, JSON; else {SECONDS}")
     parser.add_argument("--batch", type=json.loads, default={}, help="of each stage, JSON")
     parser.add_argument("--forcing", type=json.loads, default={}, help="settings of self-forcing, JSON")
-    parser.add_argument("--compile", action="store_true", help="compile causal init (clips of one length)")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--processes", type=int, default=16, help="that render and decode")
     parser.add_argument("--workers", type=int, default=4, help="reading processes of each fit")
-    parser.add_argument("--arm", default="compressed", help="one of arms.yaml, beside this script")
+    parser.add_argument("--arm", nargs="+", default=["compressed"], help="of arms.yaml, beside this script")
+    parser.add_argument("--cases", type=int, default=8, help="evaluate with so many scenes a script; 0: not")
+    parser.add_argument("--lpips", help="file with torchvision's AlexNet")
     parser.add_argument("--start", help="an earlier run: autoencoder and teachers go on from its weights")
     parser.add_argument("--until", help="the last stage to run")
     args = parser.parse_args()
     args.arms = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text())
-    if args.arm not in args.arms:
-        parser.error(f"--arm {args.arm} is none of {', '.join(args.arms)}.")
+    unknown = [arm for arm in args.arm if arm not in args.arms]
+    if unknown:
+        parser.error(f"--arm {', '.join(unknown)} is none of {', '.join(args.arms)}.")
     args.seconds = {**SECONDS, **args.seconds}
     args.forcing = {**FORCING, **args.forcing}
     args.batch = {
-        "5s": 32, "20s": 12, "causal_init": 8, "self_forcing_5s": 16, "self_forcing_20s": 8, **args.batch,
+        "autoencoder": 32, "5s": 32, "20s": 12,
+        "causal_init": 8, "self_forcing_5s": 16, "self_forcing_20s": 8, **args.batch,
     }  # fmt: skip
-    for horizon in RATES:
-        if args.batch[horizon] % len(args.gpus):
+    for stage in ("autoencoder", *RATES):
+        if args.batch[stage] % len(args.gpus):
             parser.error(
-                f"a batch of {args.batch[horizon]} ({horizon}) can't be shared by {len(args.gpus)} GPUs."
+                f"a batch of {args.batch[stage]} ({stage}) can't be shared by {len(args.gpus)} GPUs."
             )
     print(describe_machine(), flush=True)
     chain = Chain(args)
-    for stages in (chain.data, chain.teachers, chain.pairs, chain.students, chain.bundles):
+    for stages in (
+        chain.data, chain.teachers, chain.pairs, chain.students, chain.bundles, chain.evaluation
+    ):  # fmt: skip
         stages()
 
 

@@ -6,7 +6,6 @@ vae.safetensors       the autoencoder
 start.png             a picture to start from, if it has one; its prompt is in world.yaml
 
 session = relic.World.load("bundle").start(image, "a red room", seed=0)
-session = relic.World.load("tiny").start()  # the world that is shipped
 """
 
 from __future__ import annotations
@@ -45,11 +44,10 @@ from relic.rollout import KeyedNoise, Rollout
 from relic.session import Session, Snapshot
 from relic.types import latents_of
 
-__all__ = ["World", "find_bundle", "write_bundle"]
+__all__ = ["Scene", "World", "write_bundle"]
 
 FORMAT = "relic-world/1"
 CARD, STUDENT, VAE, START = "world.yaml", "student.safetensors", "vae.safetensors", "start.png"
-SHIPPED = Path(__file__).with_name("worlds")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,14 +95,13 @@ class World:
     ) -> World:
         """Read a bundle.
 
-        path: its folder, or the name of a world that is shipped: "tiny". device: where networks and memories
-        are. dtype: of the student and its memory; bfloat16 on a GPU.
+        device: where networks and memories are. dtype: of the student and its memory; bfloat16 on a GPU.
 
         Raises:
             FileNotFoundError: If the folder or a file of it is missing.
             ValueError: If it is of another format, or its files are not those that it was written with.
         """
-        root = find_bundle(path)
+        root = Path(path)
         card = read_card(root)
         for name, expected in card["files"].items():
             found = file_sha256(root / name)
@@ -214,12 +211,6 @@ class World:
         return ids[None].to(next(self.net.parameters()).device)
 
 
-def find_bundle(path: str | Path) -> Path:
-    """Return the folder of a bundle: `path`, unless nothing is there and a shipped world has that name."""
-    shipped = SHIPPED / path
-    return shipped if not Path(path).exists() and (shipped / CARD).is_file() else Path(path)
-
-
 def write_bundle(
     path: str | Path,
     *,
@@ -264,10 +255,7 @@ def read_card(root: Path) -> dict[str, Any]:
     path = root / CARD
     if not path.is_file():
         there = "the folder does not exist" if not root.is_dir() else f"it holds no {CARD}"
-        shipped = ", ".join(sorted(folder.name for folder in SHIPPED.glob("*/")))
-        raise FileNotFoundError(
-            f"No world at {root}: {there}. Write one: relic export. Shipped: {shipped or 'none'}."
-        )
+        raise FileNotFoundError(f"No world at {root}: {there}. Write one: relic export.")
     card = yaml.safe_load(path.read_text(encoding="utf-8"))
     found = card.get("format") if isinstance(card, dict) else None
     if found != FORMAT:
@@ -364,7 +352,7 @@ def _write(
         folder.mkdir()
         weights(folder)
         if scene is not None:
-            Image.fromarray(scene.image.numpy()).save(folder / START)
+            Image.fromarray(scene.image.cpu().numpy()).save(folder / START)
         card = {
             "format": FORMAT,
             "d_bar": d_bar,

@@ -133,7 +133,7 @@ def encode_dataset(
         settings: Which windows.
         batch: Windows encoded at a time; bounds memory.
         workers: Threads that decode video ahead of the VAE.
-        max_corrupt: Share of the windows that may be unreadable and left out.
+        max_corrupt: Share of the windows, of the part, that may be unreadable and left out.
         part: (i, n) encodes every n-th shard from the i-th on, so that n processes share the work.
         progress: Told after every window how many are done, of how many.
 
@@ -152,11 +152,11 @@ def encode_dataset(
             raise ValueError(f"{name}={value} must be at least 1.")
     index = Index.open(source)
     every = plan_encoding(index, settings)
-    tasks = every[part[0] :: part[1]]
     storage, out = Storage(source), Path(out)
-    total, done = sum(len(task.windows) for task in tasks), 0
-    skipped = _Skipped(total, max_corrupt)
     with alone(out, part=part):
+        tasks = every[part[0] :: part[1]]
+        total, done = sum(len(task.windows) for task in tasks), 0
+        skipped = _Skipped(total, max_corrupt)
         claim(
             out,
             _description(storage, settings),
@@ -174,15 +174,25 @@ def encode_dataset(
                     samples = _encoded(cut, encode=encode, settings=settings, batch=batch)
                     told = _told(samples, progress, done=done, total=total)
                     first = next(told, None)
-                    if first is not None:  # of nothing readable no shard is made, so it is tried again
+                    if first is None:  # of nothing readable no shard is made, so it is tried again
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        _unreadable(path).touch()  # for other parts not to wait for it
+                    else:
                         write_shard(path, itertools.chain([first], told))
+                        _unreadable(path).unlink(missing_ok=True)
             done += len(task.windows)
             progress(done, total)
         if skipped.count:
             warnings.warn(f"{skipped.count} of {total} windows were unreadable and left out.", stacklevel=2)
-        if not all((out / task.shard).exists() for task in every if task not in tasks):
+        paths = [out / task.shard for task in every]
+        if not all(path.exists() or _unreadable(path).exists() for path in paths):
             return None
         return write_index(out, scenes=index.scenes)
+
+
+def _unreadable(shard: Path) -> Path:
+    """Return the mark of a shard of whose windows none could be read."""
+    return shard.with_name(f".{shard.name}.unreadable")
 
 
 class _Skipped:

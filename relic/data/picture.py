@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 __all__ = ["fitted", "open_image"]
 
@@ -21,7 +21,7 @@ def open_image(path: Path) -> Image.Image:
         raise FileNotFoundError(f"No image at {path}; give --image a picture to start from.")
     try:
         return Image.open(path).convert("RGB")
-    except UnidentifiedImageError as error:
+    except OSError as error:  # of another kind, or cut short
         raise ValueError(f"{path} is not a picture that can be read; give a PNG or JPEG.") from error
 
 

@@ -63,12 +63,12 @@ class CausalInit(StudentModule):
     """Fit a causal student to a teacher's ODE solutions: from any of their states it learns the clean end.
 
     Batches hold trajectories, states at the student's noise levels and the clean end, as `relic ode-pairs`
-    writes them. Of each batch the first B blocks are used, B uniform over all that the clip has. `hybrid`
-    presents the last `noisy_blocks` of them as states, each block at a level of its own, and those before as
-    the memory would hold them: the clean end, at the noise level that generation caches. Gradients pass
-    through the keys and values of these clean blocks, so that writing the memory is learned with reading it.
-    `diffusion` has only noisy blocks after the image; `teacher` has every block noisy, each with its past
-    clean, and so uses the whole clip. Latents that a solution was given, and not only the image, are context
+    writes them. Of each batch the first B blocks are used, with `teacher` all that the clip has, else B
+    uniform over them. `hybrid` presents the last `noisy_blocks` of them as states, each block at a level of
+    its own, and those before as the memory would hold them: the clean end, at the noise level that generation
+    caches. Gradients pass through the keys and values of these clean blocks, so that writing the memory is
+    learned with reading it. `diffusion` has only noisy blocks after the image; `teacher` has every block
+    noisy, each with its past clean. Latents that a solution was given, and not only the image, are context
     and out of the loss.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ from relic.ops.retention import (
     block_range,
     block_that_ends,
     check_policy,
-    kept_of,
     window_blocks,
     window_start,
 )
@@ -145,9 +143,7 @@ class MemoryPlan:
         """The horizon, or for a stream without an end a length after which no size changes any more."""
         if self.num_latents is not None:
             return self.num_latents
-        slots = self.policy.room or 0
-        filled = next(n for n in itertools.count() if kept_of(self.policy, n) >= slots)
-        room = -(-filled // self.block_latents) * self.block_latents
+        room = -(-(self.policy.room or 0) // self.block_latents) * self.block_latents
         # after a period of blocks, every kind of block has been in the window
         return 1 + room + self.ring + self.block_latents * (1 + self.policy.period)
 

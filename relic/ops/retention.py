@@ -26,7 +26,6 @@ __all__ = [
     "block_that_ends",
     "check_policy",
     "factors_seen",
-    "kept_of",
     "window_blocks",
     "window_start",
 ]
@@ -141,7 +140,8 @@ class Compressed(Policy):
     Args:
         window: Length of the window, the current block included; a multiple of `block_latents`.
         schedule: Factor per side of latent i is `schedule[i % len(schedule)]`; 1 keeps it in full, 0 gives it
-            up: (1, 0, 0, 0, 0, 0) are keyframes. The first one, the image's, must be kept.
+            up: (1, 0, 0, 0, 0, 0) are keyframes. The first one, the image's, must be kept. Without
+            `max_latents` only, whose places in time would close up over what is given up.
         max_latents: Most latents a query may see, for streams without an end; null keeps them all. Beyond it
             the latent least co-visible with the current pose, among those of the same factor, makes room, and
             places in time are re-mapped, in order, to 0 ... max_latents - 1.
@@ -160,10 +160,15 @@ class Compressed(Policy):
             )
         if self.max_latents is None:
             return
+        if 0 in self.schedule:
+            raise ValueError(
+                f"max_latents={self.max_latents} maps places in time to what is kept, so schedule="
+                f"{self.schedule} can't give latents up (0): pool them, or set max_latents to null."
+            )
         # a slot besides the image's for every factor, else a latent could find none to take over
         firsts = (
             next(i for i in range(1, self.period + 1) if self.factor(i) == factor)
-            for factor in set(self.schedule) - {0}
+            for factor in set(self.schedule)
         )
         least = self.window + max(firsts) + 1
         if self.max_latents < least:
@@ -245,11 +250,6 @@ def window_start(policy: Policy, block: int, *, block_latents: int) -> int:
     return block_range(max(first, 0), block_latents=block_latents).start
 
 
-def kept_of(policy: Policy, latents: int) -> int:
-    """Return how many of the first latents the policy keeps behind the window, if there is room for all."""
-    return sum(policy.factor(i) > 0 for i in range(latents))
-
-
 def factors_seen(
     policy: Policy, block: int, *, block_latents: int, kept: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
@@ -262,7 +262,7 @@ def factors_seen(
     start = window_start(policy, block, block_latents=block_latents)
     end = block_range(block, block_latents=block_latents).stop
     if kept is None:
-        if policy.repositions and policy.room is not None and kept_of(policy, start) > policy.room:
+        if policy.repositions and policy.room is not None and start > policy.room:
             raise ValueError(
                 f"Block {block} comes after latents were given up by pose (max_latents); say which are "
                 "`kept`."

@@ -44,7 +44,7 @@ def encode(
         seed: Of which windows turn, and where.
         batch: Windows encoded at a time.
         workers: Threads that decode video; by default one a core.
-        max_corrupt: Share of the windows that may be unreadable and left out.
+        max_corrupt: Share of the windows, of the part, that may be unreadable and left out.
         part: Number, from 0, and count of processes that share the work, each given its own number.
         device: Where to encode; auto takes a GPU if there is one, and bf16 there.
     """

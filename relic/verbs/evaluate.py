@@ -32,7 +32,7 @@ from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
 from relic.suite.vbench import VBenchUnavailable, run_vbench
-from relic.world import World, find_bundle, read_card
+from relic.world import World, read_card
 
 __all__ = ["evaluate"]
 
@@ -67,7 +67,7 @@ def evaluate(
     report.json in the folder of the run, and all videos.
 
     Args:
-        bundle: Folder of the world, from relic export, or the name of a shipped one: tiny.
+        bundle: Folder of the world, from relic export.
         suite: Scripts in the engine's scenes (relic), or the clips of a benchmark's folder (mind, memobench).
         data: That folder.
         out: Folder of the run.
@@ -245,7 +245,7 @@ def load_contestants(bundles: Sequence[str], *, policies: Sequence[str], device:
     found: list[Contestant] = []
     for bundle in bundles:
         world = World.load(bundle, device=device, dtype=dtype)
-        files = digest(json.dumps(read_card(find_bundle(bundle))["files"], sort_keys=True).encode())
+        files = digest(json.dumps(read_card(Path(bundle))["files"], sort_keys=True).encode())
         name = Path(bundle).resolve().name
         for text in policies:
             kind = parse_policy(text, own=world.config.policy)

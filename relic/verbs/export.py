@@ -29,7 +29,7 @@ def export(
     max_latents: int | None = None,
     image: str | None = None,
     prompt: str = "",
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    dtype: Literal["keep", "bfloat16"] = "keep",
 ) -> None:
     """Write a world bundle from a fitted student and its autoencoder.
 
@@ -43,7 +43,7 @@ def export(
             default the policy stays as it was trained.
         image: Picture where the world is entered unless a player brings another; cropped and scaled.
         prompt: What is there.
-        dtype: Dtype of the weights; keep leaves them as they are.
+        dtype: Dtype of the weights; keep leaves them as they are, bfloat16 rounds them and halves the files.
     """
     header = read_header(student, kind="student")["config"]
     config = StudentConfig.from_header(header)
@@ -57,8 +57,6 @@ def export(
                 f"max_latents={max_latents} bounds a compressed memory; this student's is {config.policy}."
             )
         config = replace(config, policy=replace(config.policy, max_latents=max_latents))
-    unit = median_d_bar(data, fps=config.clip.fps) if data is not None else d_bar
-    assert unit is not None
     if prompt and image is None:
         raise ValueError(f"prompt={prompt!r} says what is in a picture: give --image too.")
     clip = config.clip
@@ -66,9 +64,11 @@ def export(
     if image is not None:
         picture = fitted(open_image(Path(image)), height=clip.height, width=clip.width)
         scene = Scene(image=torch.from_numpy(picture), prompt=prompt)
+    unit = median_d_bar(data, fps=clip.fps) if data is not None else d_bar
+    assert unit is not None
     write_bundle(
         out, student=student, vae=vae, d_bar=unit, config=config, scene=scene,
-        dtype=None if dtype == "keep" else getattr(torch, dtype),
+        dtype=torch.bfloat16 if dtype == "bfloat16" else None,
     )  # fmt: skip
     size = sum(file.stat().st_size for file in Path(out).iterdir()) / 2**20
     endless = config.policy.repositions

@@ -17,6 +17,7 @@ from torch import Tensor
 from relic.data.augment import palindrome_indices
 from relic.data.encode import EncodeSettings, encode_dataset, plan_encoding
 from relic.data.index import Index, Row
+from relic.data.reader import WindowReader
 from relic.data.schema import ACTIONS, JSON, LATENTS, LATENTS_SCHEMA, load_array, load_json
 from relic.data.shards import read_clip
 from relic.data.storage import Storage
@@ -129,8 +130,30 @@ def test_parts_share_the_work_and_the_last_one_writes_the_index(recordings, enco
     assert [p.name for p in (tmp_path / "shards").iterdir()] == ["00001-033f.tar"]
     assert encode_dataset(recordings, tmp_path, part=(0, 2), **arguments) == tmp_path / "index.parquet"
     assert contents(tmp_path) == contents(encoded)
-    with pytest.raises(ValueError, match="part=2 2 must be one of 2 parts"):
-        encode_dataset(recordings, tmp_path, part=(2, 2), **arguments)
+    for part, message in (((2, 2), "part=2 2 must be one of 2 parts"), ((0, 0), "part=0 0 must be")):
+        with pytest.raises(ValueError, match=message):
+            encode_dataset(recordings, tmp_path, part=part, **arguments)
+
+
+def test_parts_do_not_wait_for_a_shard_that_cannot_be_read(recordings, tmp_path, monkeypatch):
+    read = WindowReader.video
+
+    def broken(self, window):
+        if window.row.key in ("walk0", "walk1"):
+            raise ValueError("cut short")
+        return read(self, window)
+
+    monkeypatch.setattr(WindowReader, "video", broken)
+    arguments = {"encode": pool, "settings": settings(), "max_corrupt": 1.0}
+    sources = {row.key: row.shard for row in Index.open(recordings).rows}
+    assert sources["walk0"] == sources["walk1"] != sources["walk2"]
+    with pytest.warns(UserWarning, match="unreadable and left out"):
+        assert encode_dataset(recordings, tmp_path, part=(0, 2), **arguments) is None
+    assert encode_dataset(recordings, tmp_path, part=(1, 2), **arguments) == tmp_path / "index.parquet"
+    assert {row.source for row in Index.open(tmp_path).rows} == {"walk2", "walk3"}
+    monkeypatch.undo()
+    encode_dataset(recordings, tmp_path, **arguments)  # it is tried again
+    assert {row.source for row in Index.open(tmp_path).rows} == {"walk0", "walk1", "walk2", "walk3"}
 
 
 class Stopped(BaseException):

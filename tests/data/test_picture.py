@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,3 +25,8 @@ def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="is not a picture that can be read"):
         open_image(tmp_path / "text.png")
+    whole = BytesIO()
+    Image.fromarray(np.zeros((40, 120, 3), np.uint8)).save(whole, "png")
+    (tmp_path / "half.png").write_bytes(whole.getvalue()[:-40])
+    with pytest.raises(ValueError, match=r"half.png is not a picture that can be read"):
+        open_image(tmp_path / "half.png")
