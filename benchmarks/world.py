@@ -57,6 +57,9 @@ STUDENTS = {  # stages, and which one each goes on from
     "causal_init": None, "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s",
 }  # fmt: skip
 YARN = 81 / 21
+TURNED = (
+    0.3  # share of windows that go back the way they came; recordings themselves return by other ways too
+)
 REMEMBERED = ("out_and_back", "look_away", "turn_round", "loop")  # groups of scripts that ask for memory
 VALIDATION, EVALUATION = 8, 64  # scenes that nothing is fitted on
 
@@ -193,7 +196,7 @@ class Chain:
             commands += [
                 ["encode", self.clips, "--out", out, "--vae", self.vae, "--horizon", frames,
                  "--stride_seconds", stride, "--workers", max(1, a.processes // (2 * parts)),
-                 "--part", part, parts]
+                 "--palindromes", TURNED, "--part", part, parts]
                 for part in range(parts)
             ]  # fmt: skip
         self.run("encode", products, commands)
