@@ -9,7 +9,7 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,28 +135,16 @@ class PackedContext(Context):
             forms[factor] = KV(apply_rope(cells.k, self._tables[factor]), cells.v)
         return forms
 
-    def _seen(self, segment: Segment, full: KV, forms: dict[int, KV]) -> KV:
-        """Return the keys and values that a block attends to."""
-        runs: list[range] = []
-        for place in (place for place, factor in segment.sees if factor == 1):
-            if runs and runs[-1].stop == place:
-                runs[-1] = range(runs[-1].start, place + 1)
-            else:
-                runs.append(range(place, place + 1))
-        pieces = [_part(full, run, tokens=self.plan.tokens_per_latent) for run in runs]
+    def _seen(self, segment: Segment, full: Sequence[KV], forms: dict[int, KV]) -> KV:
+        """Return the keys and values that a block attends to. full: those of each latent of the pass."""
+        pieces = [full[place] for place, factor in segment.sees if factor == 1]
         for factor, places in self.pooled.items():
             seen = sum(f == factor for _, f in segment.sees)
             # the window only moves on: what a block sees pooled are the first of what the last one does
             if seen:
-                pieces.append(
-                    _part(forms[factor], range(seen), tokens=forms[factor].k.shape[2] // len(places))
-                )
+                cells = forms[factor].k.shape[2] // len(places)
+                pieces.append(KV(*(x[:, :, : seen * cells] for x in forms[factor])))
         return KV(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
-
-
-def _part(kv: KV, places: range, *, tokens: int) -> KV:
-    at = slice(places.start * tokens, places.stop * tokens)
-    return KV(kv.k[:, :, at], kv.v[:, :, at])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +161,12 @@ class PackedLayer:
         context, tokens = self.context, self.context.plan.tokens_per_latent
         forms = context._pool(self.index, FreshKV(k, v, rays))
         q, k = apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype)
+        # split, not sliced: the backward pass of every slice would fill the length of the whole pass
+        segments = context.packing.segments
+        queries = q.split([len(segment.queries) * tokens for segment in segments], dim=2)
+        full = [KV(*latent) for latent in zip(k.split(tokens, dim=2), v.split(tokens, dim=2), strict=True)]
         read = []
-        for segment in context.packing.segments:
-            at = slice(segment.queries.start * tokens, segment.queries.stop * tokens)
-            keys, values = context._seen(segment, KV(k, v), forms)
-            read.append(attend(q[:, :, at], keys.to(v.dtype), values))
+        for segment, own in zip(segments, queries, strict=True):
+            keys, values = context._seen(segment, full, forms)
+            read.append(attend(own, keys.to(v.dtype), values))
         return torch.cat(read, dim=2), None
