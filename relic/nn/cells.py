@@ -7,43 +7,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relic.nn.context import KV, FreshKV, Pool
-from relic.nn.control import turn_heads
+from relic.nn.context import KV, Pool, Rays, Turns
+from relic.ops.rope import composed
 
-__all__ = ["pooled"]
+__all__ = ["pooled", "turns_of"]
 
 
 def pooled(
-    fresh: FreshKV, latents: Sequence[int], *, factor: int, layer: int, grid: tuple[int, int], pool: Pool
+    kv: KV, latents: Sequence[int], *, factor: int, layer: int, grid: tuple[int, int], pool: Pool
 ) -> KV:
-    """Pool some latents of a pass over cells: keys before RoPE and values, (b, k, n', d), latent by latent.
-
-    Cells average what their tokens hold, not where these look: what rays turned is turned back before, and on
-    by the cells' own rays after, as keys are rotated to the place of their cell.
+    """Pool some latents of a pass over cells: keys and values (b, k, n', d), not turned, latent by latent.
 
     latents: places in the pass. grid: rows and columns of tokens.
     """
-    tokens = grid[0] * grid[1]
-    k, v = (_chosen(x, latents, size=tokens) for x in fresh[:2])
-    if fresh.rays is None:
-        return _over_cells(k, v, factor=factor, layer=layer, grid=grid, pool=pool)
-    table = fresh.rays[1]
-    held = _chosen(table.flatten(3), latents, size=tokens).unflatten(3, table.shape[3:])
-    k, v = (turn_heads(x, held, back=True) for x in (k, v))
-    cells = _over_cells(k, v, factor=factor, layer=layer, grid=grid, pool=pool)
-    table = fresh.rays[factor]
-    size = cells.k.shape[2] // len(latents)
-    theirs = _chosen(table.flatten(3), latents, size=size).unflatten(3, table.shape[3:])
-    return KV(*(turn_heads(x, theirs) for x in cells))
+    squares = (_chosen(x, latents, size=grid[0] * grid[1]).unflatten(2, (-1, *grid)) for x in kv)
+    return KV(*(x.flatten(2, 4) for x in pool(KV(*squares), factor=factor, layer=layer)))
+
+
+def turns_of(
+    rays: Rays | None, latents: Sequence[int], *, factor: int, of: int, rope: Tensor | None
+) -> Turns:
+    """Return by which tables the tokens (factor 1) or cells of some latents of a pass are turned.
+
+    of: how many latents the pass has. rope: table (n', 2, d) of their places, None if keys are to be rotated
+    later.
+    """
+    if rays is None:
+        return Turns(rope, None)
+    table = rays[factor]
+    size = table.shape[2] // of
+    values = _chosen(table.flatten(3), latents, size=size).unflatten(3, table.shape[3:])
+    return Turns(values if rope is None else composed(rope, values), values)
 
 
 def _chosen(x: Tensor, latents: Sequence[int], *, size: int) -> Tensor:
     """Return the tokens of some latents of (b, k, t·size, d), latent by latent."""
     # one by one: an index would come from the host, and its backward pass adds up what is sorted
-    every = x.unflatten(2, (-1, size)).unbind(2)
+    every = x.split(size, dim=2)
     return torch.cat([every[i] for i in latents], dim=2)
-
-
-def _over_cells(k: Tensor, v: Tensor, *, factor: int, layer: int, grid: tuple[int, int], pool: Pool) -> KV:
-    squares = (x.unflatten(2, (-1, *grid)) for x in (k, v))
-    return KV(*(x.flatten(2, 4) for x in pool(KV(*squares), factor=factor, layer=layer)))

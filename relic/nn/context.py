@@ -12,7 +12,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["KV", "Context", "Fresh", "FreshKV", "LayerContext", "Pool", "Prompt", "Rays"]
+from relic.ops.rope import turn_heads
+
+__all__ = ["KV", "Context", "Fresh", "FreshKV", "LayerContext", "Pool", "Prompt", "Rays", "Turns"]
 
 # tables (b, z, n, 2, d) by which heads are turned: of the tokens (1), and of their cells of each factor
 Rays = Mapping[int, Tensor]
@@ -25,9 +27,21 @@ class KV(NamedTuple):
     v: Tensor
 
 
+class Turns(NamedTuple):
+    """The tables by which keys and values are turned, None where they are not: keys by places and rays,
+    values by rays alone. (n, 2, d), or (b, z, n, 2, d) with rays.
+    """
+
+    keys: Tensor | None
+    values: Tensor | None
+
+    def __call__(self, kv: KV) -> KV:
+        return KV(*(x if table is None else turn_heads(x, table) for x, table in zip(kv, self, strict=True)))
+
+
 class FreshKV(NamedTuple):
-    """Keys and values of one layer as a pass computed them, (b, k, n, d) each, after QK-norm and before RoPE;
-    and the rays that turned them, None in a network without.
+    """Keys and values of one layer as a pass computed them, (b, k, n, d) each, after QK-norm and not turned;
+    and the rays that turn them, None in a network without.
     """
 
     k: Tensor
@@ -46,8 +60,9 @@ class LayerContext(Protocol):
     ) -> tuple[Tensor, FreshKV | None]:
         """Return what the queries read, (b, k, n, d), and the fresh keys and values if they are asked for.
 
-        q, k, v: (b, k, n, d), q and k after QK-norm and before RoPE; rope: (n, 2, d) of these tokens; rays:
-        by which all three are turned.
+        q, k, v: (b, k, n, d), q and k after QK-norm, none of them turned. rope: by which q and k are turned,
+        (n, 2, d) of the tokens' places, or (b, z, n, 2, d) of places and rays. rays: by which v is turned, as
+        what is read still is.
         """
 
 
@@ -70,7 +85,7 @@ class Pool(Protocol):
     """Pool keys and values over cells of factor x factor tokens; may be an nn.Module with weights."""
 
     def __call__(self, kv: KV, *, factor: int, layer: int) -> KV:
-        """kv: (b, k, t, h, w, d) each, keys before RoPE -> (b, k, t, h', w', d), sizes rounded up."""
+        """kv: (b, k, t, h, w, d) each, not turned -> (b, k, t, h', w', d), sizes rounded up."""
 
 
 class Prompt(NamedTuple):

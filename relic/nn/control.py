@@ -23,7 +23,7 @@ from relic.nn.context import Rays
 from relic.ops.actions import CHANNELS
 from relic.ops.camera import shell_points
 from relic.ops.pooling import pool_cells
-from relic.ops.rope import apply_rope, ray_table
+from relic.ops.rope import ray_table
 from relic.types import TIME_STRIDE, Controls
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "ControlStates",
     "group_frames",
     "is_control",
-    "turn_heads",
 ]
 
 POSE_FEATURES = 9
@@ -107,11 +106,6 @@ class ControlStates:
         return ControlStates(
             self.action.to(dtype), None if self.pose is None else self.pose.to(dtype), self.rays
         )
-
-
-def turn_heads(x: Tensor, rays: Tensor, *, back: bool = False) -> Tensor:
-    """Turn what heads hold, (b, k, n, d), by the rays of the tokens, (b, z, n, 2, d), or back."""
-    return apply_rope(x.unflatten(1, (-1, rays.shape[1])), rays[:, None], back=back).flatten(1, 2)
 
 
 def encoder(features: int, width: int) -> nn.Sequential:

@@ -16,11 +16,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from relic.nn.attention import attend
-from relic.nn.context import KV, Context, Fresh, FreshKV, LayerContext, Prompt, Rays
-from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates, turn_heads
+from relic.nn.context import KV, Context, Fresh, FreshKV, LayerContext, Prompt, Rays, Turns
+from relic.nn.control import BlockControl, ControlConfig, ControlEncoders, ControlStates
 from relic.nn.norms import LayerNorm, RMSNorm, modulate
 from relic.ops.flow import timestep_of
-from relic.ops.rope import apply_rope, grid_table
+from relic.ops.rope import composed, grid_table, turn_heads
 from relic.types import PATCH, Controls
 
 __all__ = ["DiT", "DiTConfig"]
@@ -127,8 +127,8 @@ class SelfAttention(Attention):
         rays: Rays | None,
         memory: LayerContext | None = None,
     ) -> tuple[Tensor, FreshKV | None]:
-        """x: (b, t, s, d); rope: (t·s, 2, d) table of a head; to_q, to_k: pose embeddings (b, t, 1, d), or
-        None; rays: their tables, or None.
+        """x: (b, t, s, d); rope: table of the tokens, (t·s, 2, d), with rays (b, z, t·s, 2, d); to_q, to_k:
+        pose embeddings (b, t, 1, d), or None; rays: their tables, or None.
 
         Without a memory the tokens attend to each other. Returns with it the fresh keys and values it asks
         for.
@@ -139,11 +139,10 @@ class SelfAttention(Attention):
             q, k = q + to_q, k + to_k
         q, k, v = (rearrange(y, "b t s d -> b (t s) d") for y in (q, k, v))
         q, k, v = self.split(self.norm_q(q)), self.split(self.norm_k(k)), self.split(v)
-        if rays is not None:
-            q, k, v = (turn_heads(y, rays[1]) for y in (q, k, v))
         fresh: FreshKV | None = None
         if memory is None:
-            out = attend(apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype), v)
+            k, v = Turns(rope, None if rays is None else rays[1])(KV(k, v))
+            out = attend(turn_heads(q, rope).to(v.dtype), k.to(v.dtype), v)
         else:
             out, fresh = memory(q, k, v, rope=rope, rays=rays)
         if rays is not None:
@@ -341,6 +340,8 @@ class DiT(nn.Module):
             states = self.control(
                 controls, starts_clip=times[0] == 0, grid=(rows, columns), factors=factors
             ).to(dtype)
+            if states.rays is not None:
+                rope = composed(rope, states.rays[1])
         kept: list[FreshKV] = []
         for i, (block, prompt) in enumerate(zip(self.blocks, prompts, strict=True)):
             past = None if memory is None else memory.layer(i)

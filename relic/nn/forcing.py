@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from relic.nn.attention import attend
-from relic.nn.cells import pooled
-from relic.nn.context import KV, Context, Fresh, FreshKV, Pool, Rays
+from relic.nn.cells import pooled, turns_of
+from relic.nn.context import KV, Context, Fresh, Pool, Rays, Turns
 from relic.nn.memory import MeanPool, MemoryPlan
 from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
 from relic.ops.retention import block_that_ends
-from relic.ops.rope import apply_rope, grid_table
+from relic.ops.rope import grid_table, turn_heads
 from relic.types import TIME_STRIDE, Controls
 
 __all__ = ["PackedContext", "forced_velocity"]
@@ -125,14 +125,15 @@ class PackedContext(Context):
     def layer(self, index: int) -> PackedLayer:
         return PackedLayer(context=self, index=index)
 
-    def _pool(self, layer: int, fresh: FreshKV) -> dict[int, KV]:
+    def _pool(self, layer: int, kv: KV, rays: Rays | None) -> dict[int, KV]:
         """Return for each factor the pooled, rotated keys and the values of all latents that some block sees
         so, (b, k, n, d) in the order of `pooled`.
         """
         forms, grid = {}, (self.plan.rows, self.plan.columns)
         for factor, places in self.pooled.items():
-            cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
-            forms[factor] = KV(apply_rope(cells.k, self._tables[factor]), cells.v)
+            cells = pooled(kv, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
+            rope, of = self._tables[factor], len(self.times)
+            forms[factor] = turns_of(rays, places, factor=factor, of=of, rope=rope)(cells)
         return forms
 
     def _seen(self, segment: Segment, full: Sequence[KV], forms: dict[int, KV]) -> KV:
@@ -159,8 +160,9 @@ class PackedLayer:
         self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
     ) -> tuple[Tensor, None]:
         context, tokens = self.context, self.context.plan.tokens_per_latent
-        forms = context._pool(self.index, FreshKV(k, v, rays))
-        q, k = apply_rope(q, rope).to(v.dtype), apply_rope(k, rope).to(v.dtype)
+        forms = context._pool(self.index, KV(k, v), rays)
+        k, v = Turns(rope, None if rays is None else rays[1])(KV(k, v))
+        q, k = turn_heads(q, rope).to(v.dtype), k.to(v.dtype)
         # split, not sliced: the backward pass of every slice would fill the length of the whole pass
         segments = context.packing.segments
         queries = q.split([len(segment.queries) * tokens for segment in segments], dim=2)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from relic.nn.attention import attend
-from relic.nn.cells import pooled
-from relic.nn.context import KV, Fresh, FreshKV, Pool, Rays
+from relic.nn.cells import pooled, turns_of
+from relic.nn.context import KV, Fresh, FreshKV, Pool, Rays, Turns
 from relic.nn.memory_plan import MemoryPlan
 from relic.ops.covisibility import frustum_overlap
 from relic.ops.pooling import cell_positions, pool_cells
 from relic.ops.retention import Compressed, Full, Policy, SinkWindow, Window, admit
-from relic.ops.rope import apply_rope, grid_table, rope_table
+from relic.ops.rope import apply_rope, grid_table, rope_table, turn_heads
 
 __all__ = [
     "Compressed",
@@ -196,9 +196,9 @@ class Memory:
         moves = self._make_room()
         if plan.ring:
             self._move_out(moves)
-        writes, tables = self._writes(latents, moves), self._tables(latents)
+        writes, turns = self._writes(latents, moves), self._turns(latents, fresh[0].rays)
         for layer, kv in enumerate(fresh):
-            forms = self._forms(layer, kv, latents, tables)
+            forms = self._forms(layer, kv, latents, turns)
             for write in writes:
                 for target, form in zip(write.target, forms[write.factor], strict=True):
                     target[layer, write.rows, :, write.at] = form[write.rows, :, write.tokens]
@@ -307,28 +307,28 @@ class Memory:
     def _members(self, latents: range, factor: int) -> list[int]:
         return [i for i in latents if factor == 1 or self.plan.policy.factor(i) == factor]
 
-    def _tables(self, latents: range) -> dict[int, Tensor | None]:
-        """Return the rotary table of each form of a block: full (1), and each factor that it is pooled by.
+    def _turns(self, latents: range, rays: Rays | None) -> dict[int, Turns]:
+        """Return how each form of a block is turned: full (1), and each factor that it is pooled by.
 
-        None if places may still move: then keys are stored as they are and rotated on reading.
+        Not by places if these may still move: then keys are rotated on reading.
         """
-        plan, tables = self.plan, dict[int, Tensor | None]()
+        plan, turns = self.plan, dict[int, Turns]()
         for factor in sorted({1, *map(plan.policy.factor, latents)} - {0}):
             members = self._members(latents, factor)
-            tables[factor] = None if plan.policy.repositions else self._table_of(members, factor)
-        return tables
+            rope = None if plan.policy.repositions else self._table_of(members, factor)
+            places = [i - latents.start for i in members]
+            turns[factor] = turns_of(rays, places, factor=factor, of=len(latents), rope=rope)
+        return turns
 
-    def _forms(
-        self, layer: int, fresh: FreshKV, latents: range, tables: dict[int, Tensor | None]
-    ) -> dict[int, KV]:
+    def _forms(self, layer: int, fresh: FreshKV, latents: range, turns: dict[int, Turns]) -> dict[int, KV]:
         """Return the full form (1) and the pooled ones of a block, (b, k, n, d) each, latent after latent."""
         forms, grid = {}, (self.plan.rows, self.plan.columns)
-        for factor, table in tables.items():
-            k, v = fresh[:2]
+        for factor, turn in turns.items():
+            kv = KV(*fresh[:2])
             if factor > 1:
                 places = [i - latents.start for i in self._members(latents, factor)]
-                k, v = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
-            forms[factor] = KV(k if table is None else apply_rope(k, table), v)
+                kv = pooled(kv, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
+            forms[factor] = turn(kv)
         return forms
 
 
@@ -371,12 +371,12 @@ class MemoryLayer:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
     ) -> tuple[Tensor, FreshKV | None]:
-        keys, values = self.read(k, v, rope=rope)
-        out = attend(apply_rope(q, rope).to(keys.dtype), keys, values)
+        keys, values = self.read(k, v, rope=rope, rays=rays)
+        out = attend(turn_heads(q, rope).to(keys.dtype), keys, values)
         return out.to(v.dtype), FreshKV(k, v, rays) if self.view.fresh else None
 
-    def read(self, k: Tensor, v: Tensor, *, rope: Tensor) -> KV:
-        """Return all keys, rotated, and values: the window, what is behind it, the current block."""
+    def read(self, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None) -> KV:
+        """Return all keys and values, turned: the window, what is behind it, the current block."""
         memory = self.view.memory
         if memory._version != self.view.version:
             raise ValueError(
@@ -384,4 +384,4 @@ class MemoryLayer:
                 "for every pass, and with activation checkpointing run the backward pass before the next "
                 "commit."
             )
-        return memory._joined(self.index, KV(apply_rope(k, rope), v))
+        return memory._joined(self.index, Turns(rope, None if rays is None else rays[1])(KV(k, v)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from relic.nn.context import FreshKV, Rays
 from relic.nn.denoiser import Denoiser
 from relic.nn.memory import Memory, MemoryLayer
-from relic.ops.rope import apply_rope
+from relic.ops.rope import turn_heads
 from relic.types import Block
 
 __all__ = ["Shares", "attention_shares"]
@@ -79,13 +79,13 @@ class _CountingLayer:
         self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
     ) -> tuple[Tensor, FreshKV | None]:
         memory = self.context.memory
-        keys = self.inner.read(k, v, rope=rope).k
+        keys = self.inner.read(k, v, rope=rope, rays=rays).k
         # without a limit on the window, all that is older is in it
         window = memory.length
         if memory.plan.policy.span is not None:
             window = memory.plan.window_tokens(memory.latents)
         borders = (0, window, memory.length, keys.shape[2])
-        self.context.shares.append(_by_group(apply_rope(q, rope), keys, borders=borders))
+        self.context.shares.append(_by_group(turn_heads(q, rope), keys, borders=borders))
         return self.inner(q, k, v, rope=rope, rays=rays)
 
 

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from relic.ops.pooling import cell_grid, cell_middles
 
-__all__ = ["apply_rope", "axis_widths", "grid_table", "ray_table", "rope_table", "yarn_frequencies"]
+__all__ = [
+    "apply_rope",
+    "axis_widths",
+    "composed",
+    "grid_table",
+    "ray_table",
+    "rope_table",
+    "turn_heads",
+    "yarn_frequencies",
+]
 
 BASE = 10_000.0
 TRAINED_LATENTS = 21  # the horizon Wan2.1 was trained at
@@ -170,6 +179,21 @@ def _ray_waves(head_width: int, dtype: torch.dtype, device: torch.device) -> Ten
         for axis in range(3):
             waves[axis, slow[axis : 3 * count : 3]] = frequencies
         return waves.to(device, dtype)
+
+
+def composed(a: Tensor, b: Tensor) -> Tensor:
+    """Return the table of turning by both tables (..., n, 2, d), whose leading sizes may be broadcast."""
+    (cos, sin), (cosine, sine) = a.unbind(-2), b.unbind(-2)
+    return torch.stack([cos * cosine - sin * sine, sin * cosine + cos * sine], dim=-2)
+
+
+def turn_heads(x: Tensor, table: Tensor, *, back: bool = False) -> Tensor:
+    """Turn what heads hold, (b, k, n, d), by the table of their tokens, or back: one of all heads (n, 2, d),
+    or of z kinds of heads that come in turn (b, z, n, 2, d).
+    """
+    if table.ndim == 3:
+        return apply_rope(x, table, back=back)
+    return apply_rope(x.unflatten(1, (-1, table.shape[1])), table[:, None], back=back).flatten(1, 2)
 
 
 def apply_rope(x: Tensor, table: Tensor, *, back: bool = False) -> Tensor:

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from relic.nn.attention import attend
-from relic.nn.control import ControlConfig, ControlEncoders, group_frames, turn_heads
+from relic.nn.control import ControlConfig, ControlEncoders, group_frames
 from relic.ops.actions import controls_of, null_controls
 from relic.ops.camera import pose_features, rigid, rotation_from_angles, shell_points
-from relic.ops.rope import ray_table
+from relic.ops.rope import ray_table, turn_heads
 from relic.types import Controls
 
 GRID = (2, 3)

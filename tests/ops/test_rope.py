@@ -10,9 +10,11 @@ from relic.ops.rope import (
     _axis_table,
     apply_rope,
     axis_widths,
+    composed,
     grid_table,
     ray_table,
     rope_table,
+    turn_heads,
     yarn_frequencies,
 )
 
@@ -107,3 +109,14 @@ def test_rotations_by_rays_and_by_places_add_up_and_can_be_undone():
         apply_rope(apply_rope(x, rays), places), apply_rope(apply_rope(x, places), rays)
     )
     torch.testing.assert_close(apply_rope(apply_rope(x, rays), rays, back=True), x)
+    torch.testing.assert_close(apply_rope(x, composed(places, rays)), apply_rope(apply_rope(x, rays), places))
+
+
+def test_kinds_of_heads_come_in_turn():
+    tables = ray_table(torch.rand(2, 3, 5, 3), head_width=24)  # three kinds
+    x = torch.rand(2, 6, 5, 24)
+    turned = turn_heads(x, tables)
+    for head in range(6):
+        torch.testing.assert_close(turned[:, head], apply_rope(x[:, head], tables[:, head % 3]))
+    torch.testing.assert_close(turn_heads(turned, tables, back=True), x)
+    torch.testing.assert_close(turn_heads(x, tables[0, 0]), apply_rope(x, tables[0, 0]))
