@@ -111,7 +111,7 @@ class Chain:
                 ends = [process.wait() for process in running]
                 for log, end in zip(logs[part], ends, strict=True):
                     if end:
-                        sys.exit(f"{name} failed, see {log}:\n{log.read_text()[-4000:]}")
+                        sys.exit(f"{name} failed (exit status {end}), see {log}:\n{log.read_text()[-4000:]}")
             self.note(name, time.monotonic() - start)
 
     def end(self, stage: str) -> None:
