@@ -57,9 +57,7 @@ STUDENTS = {  # stages, and which one each goes on from
     "causal_init": None, "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s",
 }  # fmt: skip
 YARN = 81 / 21
-TURNED = (
-    0.3  # share of windows that go back the way they came; recordings themselves return by other ways too
-)
+TURNED = 0.3  # share of windows that go back the way they came
 REMEMBERED = ("out_and_back", "look_away", "turn_round", "loop")  # groups of scripts that ask for memory
 VALIDATION, EVALUATION = 8, 64  # scenes that nothing is fitted on
 

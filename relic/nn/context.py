@@ -36,6 +36,7 @@ class Turns(NamedTuple):
     values: Tensor | None
 
     def __call__(self, kv: KV) -> KV:
+        """Return keys and values, turned."""
         return KV(*(x if table is None else turn_heads(x, table) for x, table in zip(kv, self, strict=True)))
 
 
