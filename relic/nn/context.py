@@ -35,6 +35,11 @@ class Turns(NamedTuple):
     keys: Tensor | None
     values: Tensor | None
 
+    @classmethod
+    def of_tokens(cls, rope: Tensor, rays: Rays | None) -> Turns:
+        """Return those of the tokens of a pass, as a `LayerContext` is given them."""
+        return cls(rope, None if rays is None else rays[1])
+
     def __call__(self, kv: KV) -> KV:
         """Return keys and values, turned."""
         return KV(*(x if table is None else turn_heads(x, table) for x, table in zip(kv, self, strict=True)))

@@ -141,7 +141,7 @@ class SelfAttention(Attention):
         q, k, v = self.split(self.norm_q(q)), self.split(self.norm_k(k)), self.split(v)
         fresh: FreshKV | None = None
         if memory is None:
-            k, v = Turns(rope, None if rays is None else rays[1])(KV(k, v))
+            k, v = Turns.of_tokens(rope, rays)(KV(k, v))
             out = attend(turn_heads(q, rope).to(v.dtype), k.to(v.dtype), v)
         else:
             out, fresh = memory(q, k, v, rope=rope, rays=rays)

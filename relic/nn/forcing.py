@@ -161,7 +161,7 @@ class PackedLayer:
     ) -> tuple[Tensor, None]:
         context, tokens = self.context, self.context.plan.tokens_per_latent
         forms = context._pool(self.index, KV(k, v), rays)
-        k, v = Turns(rope, None if rays is None else rays[1])(KV(k, v))
+        k, v = Turns.of_tokens(rope, rays)(KV(k, v))
         q, k = turn_heads(q, rope).to(v.dtype), k.to(v.dtype)
         # split, not sliced: the backward pass of every slice would fill the length of the whole pass
         segments = context.packing.segments

@@ -384,4 +384,4 @@ class MemoryLayer:
                 "for every pass, and with activation checkpointing run the backward pass before the next "
                 "commit."
             )
-        return memory._joined(self.index, Turns(rope, None if rays is None else rays[1])(KV(k, v)))
+        return memory._joined(self.index, Turns.of_tokens(rope, rays)(KV(k, v)))
