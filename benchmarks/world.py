@@ -1,7 +1,7 @@
 """A small world from nothing, on one GPU: every stage as a `relic` command, each with its seconds.
 
-    render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs, causal init, self-forcing
-    (5 s, then 20 s), the bundles, their evaluation
+    render, autoencoder, encode (5 s, 20 s), teacher (5 s, then 20 s), ODE pairs if an arm learns from them,
+    causal init, self-forcing (5 s, then 20 s), the bundles, their evaluation
 
 Students of all arms (arms.yaml) and seeds share one teacher and one set of pairs, unless an arm has another
 network. Several GPUs fit the autoencoder and the teachers together, and share windows, ODE pairs and
@@ -40,7 +40,7 @@ SECONDS = {
     "autoencoder": 130,
     "teacher_5s": 200,
     "teacher_20s": 170,
-    "causal_init": 90,
+    "causal_init": 200,
     "self_forcing_5s": 40,
     "self_forcing_20s": 120,
 }
@@ -252,6 +252,15 @@ class Chain:
         others = [arm for arm in self.args.arm if arm not in own]
         return others[:1] + own
 
+    @property
+    def paired(self) -> list[str]:
+        """The arms that ODE pairs are made for."""
+        with_pairs = [arm for arm in self.args.arm if self.args.arms[arm].get("pairs")]
+        return [arm for arm in self.owners if self.pairs_of(arm) in map(self.pairs_of, with_pairs)]
+
+    def pairs_of(self, arm: str) -> Path:
+        return self.shared("pairs", arm)
+
     def net(self, arm: str) -> dict[str, Any]:
         """Sizes of all networks of an arm."""
         return merged(NET, self.args.arms[arm].get("network", {}))
@@ -268,15 +277,20 @@ class Chain:
 
     @property
     def fitted(self) -> list[tuple[str, int]]:
-        """Arms and seeds of all students."""
+        """Arms and seeds of all students that are fitted: those that are a stage of another arm are not."""
+        return [which for which in self.shown if "of" not in self.args.arms[which[0]]]
+
+    @property
+    def shown(self) -> list[tuple[str, int]]:
+        """Arms and seeds of all worlds."""
         return [(arm, seed) for arm in self.args.arm for seed in self.args.seeds]
 
     # -- students --------------------------------------------------------------------------------------------
 
     def pairs(self) -> None:
         parts = len(self.args.gpus) * (2 if self.args.device == "gpu" else 1)
-        for arm in self.owners:
-            out = self.shared("pairs", arm)
+        for arm in self.paired:
+            out = self.pairs_of(arm)
             words = ["ode-pairs", self.teacher("20s", arm), "--latents", self.root / "latents_20s"]
             words += ["--out", out, "--horizon", self.horizons[1], "--windows", self.args.windows]
             words += ["--batch", 16, "--prefix_share", 0.5]
@@ -299,8 +313,11 @@ class Chain:
             "vae": str(self.vae), "seed": seed, "init": {"path": str(start)},
             "cuda_graphs": self.args.device == "gpu", "compute": {"residual": self.residual},
         }  # fmt: skip
-        data = self.shared("pairs", arm)
-        if before is not None:
+        paired = before is None and self.args.arms[arm].get("pairs", False)
+        data = self.pairs_of(arm) if paired else self.root / "latents_20s"
+        if before is None:  # a step of whole clips, again and again
+            settings["compute"]["compile_blocks"] = self.args.device == "gpu"
+        else:
             horizon = stage.removeprefix("self_forcing_")
             settings |= self.args.forcing
             settings["teacher"] = {"path": str(self.teacher(horizon, arm))}
@@ -310,14 +327,18 @@ class Chain:
         settings = merged(merged(settings, changes.get("student", {})), changes.get(stage, {}))
         given = {
             "model": {"init_args": settings},
-            "data": {"seed": seed, "global_batch": self.args.batch[stage]},
-        }
+            "data": {
+                "seed": seed, "global_batch": self.args.batch[stage],
+                "content": "trajectory" if paired else "latents",
+            },
+        }  # fmt: skip
         return self.fit(stage, self.student(stage, arm, seed).parent, data, given)
 
     def bundles(self) -> None:
         commands, products = [], []
-        for arm, seed in self.fitted:
-            out, student = self.bundle(arm, seed), self.student("self_forcing_20s", arm, seed)
+        for arm, seed in self.shown:
+            known = {"until": "self_forcing_20s", "of": arm, **self.args.arms[arm]}
+            out, student = self.bundle(arm, seed), self.student(known["until"], known["of"], seed)
             commands.append(["export", student, "--vae", self.vae, "--data", self.clips, "--out", out])
             products.append(out / "world.yaml")
         self.run("_".join(["bundles", *self.args.arm]), products, commands)
@@ -333,7 +354,7 @@ class Chain:
             return
         seeds = "".join(map(str, a.seeds))
         out = self.root / "_".join(["evaluation", *a.arm, f"seeds{seeds}", f"{a.cases}scenes"])
-        first, *others = [self.bundle(*which) for which in self.fitted]
+        first, *others = [self.bundle(*which) for which in self.shown]
         words = ["evaluate", first, "--out", out, "--groups", *REMEMBERED, "--scenes", a.cases]
         words += ["--seconds", *([10, 20] if self.horizons[1] >= 321 else [4])]
         words += ["--beside", *others] if others else []
@@ -353,7 +374,8 @@ def begin(
         command = [sys.executable, "-m", "relic.cli", *words]
         known = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         seen = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(known[i] if known else str(i) for i in gpus)}
-        seen |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        if threads:
+            seen |= {"OMP_NUM_THREADS": str(threads), "OPENCV_FOR_THREADS_NUM": str(threads)}
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=seen)
 
 
@@ -399,6 +421,10 @@ def main() -> None:
     unknown = [arm for arm in args.arm if arm not in args.arms]
     if unknown:
         parser.error(f"--arm {', '.join(unknown)} is none of {', '.join(args.arms)}.")
+    for arm in args.arm:
+        whole = args.arms[arm].get("of", arm)
+        if whole not in args.arm:
+            parser.error(f"--arm {arm} is a stage of {whole}: name that one too.")
     args.seconds = {**SECONDS, **args.seconds}
     args.forcing = {**FORCING, **args.forcing}
     args.batch = {

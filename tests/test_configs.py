@@ -314,3 +314,6 @@ def test_every_arm_of_the_comparison_is_a_student_that_can_be_fitted(tmp_path):
         assert model.student.policy == POLICIES.get(name, Compressed())
         assert model.net_config.control.poses == (name != "no_pose")
         assert model.forcing == ("hybrid" if name == "hybrid" else "teacher")
+        known = {"network", "student", "causal_init", "self_forcing_5s", "self_forcing_20s"}
+        assert arm.keys() <= known | {"pairs", "of", "until"}
+        assert arm.get("of", name) in arms and arm.get("until", "causal_init") in known

@@ -1,4 +1,4 @@
-"""Causal initialisation: a teacher becomes a few-step causal student, by ODE regression (paper §4.4)."""
+"""Causal initialisation: a teacher becomes a few-step causal student, by regression (paper §4.4)."""
 
 from __future__ import annotations
 
@@ -60,10 +60,13 @@ class Given(NamedTuple):
 
 
 class CausalInit(StudentModule):
-    """Fit a causal student to a teacher's ODE solutions: from any of their states it learns the clean end.
+    """Fit a causal student to predict clean latents, at the noise levels at which it denoises.
 
-    Batches hold trajectories, states at the student's noise levels and the clean end, as `relic ode-pairs`
-    writes them. Of each batch the first B blocks are used, with `teacher` all that the clip has, else B
+    Batches hold trajectories, as `relic ode-pairs` writes them: states of a teacher's ODE solutions at the
+    student's noise levels and their clean end, which it learns from any of them (ODE regression, as in the
+    paper). Or they hold true clips (`data.content: latents`), whose states are noised: the student is then a
+    causal diffusion model of the data, for `SelfForcing` to distil, and what it is to remember is true. Of
+    each batch the first B blocks are used, with `teacher` all that the clip has, else B
     uniform over them. `hybrid` presents the last `noisy_blocks` of them as states, each block at a level of
     its own, and those before as the memory would hold them: the clean end, at the noise level that generation
     caches. Gradients pass through the keys and values of these clean blocks, so that writing the memory is
@@ -76,14 +79,14 @@ class CausalInit(StudentModule):
             it at every length.
         clip: Shape of the clips; linked from `data.clip` on the command line.
         words: Trained word table for small worlds; null if batches carry prompt embeddings.
-        vae: Weights of the autoencoder (safetensors); needed to sample videos.
+        vae: Weights of the autoencoder (safetensors); needed to fit on video, and to sample.
         init: The teacher's file; null starts fresh.
         policy: What the memory keeps.
         sampler: Denoising steps, whose levels the trajectories must have, and what is committed.
         forcing: What the blocks before a noisy one are: `hybrid`, `teacher` or `diffusion`.
         noisy_blocks: Noisy blocks at the end of the clip, with `hybrid` forcing.
         rollout_blocks: Validation also generates so many blocks and measures their PSNR against the
-            trajectory, both decoded; 0 for none.
+            clean ends, both decoded; 0 for none.
         compute: Activation checkpointing and compilation of the blocks.
         cuda_graphs: Record forward and backward pass as a CUDA graph, one for each number of blocks, and
             replay it: for small networks, whose passes take longer to launch than to run. For one GPU.
@@ -146,18 +149,16 @@ class CausalInit(StudentModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         source = getattr(self.trainer, "datamodule", None)
-        if isinstance(source, SaysLevels):  # a foreign one need not
+        if isinstance(source, SaysLevels) and source.levels is not None:  # a foreign one need not
             self.check_levels(source.levels)
 
-    def check_levels(self, levels: tuple[float, ...] | None) -> None:
+    def check_levels(self, levels: tuple[float, ...]) -> None:
         """Compare the noise levels of trajectories with the student's.
 
         Raises:
-            ValueError: If they differ, or there are none.
+            ValueError: If they differ.
         """
         own = self.student.sampler.levels
-        if levels is None:
-            raise ValueError("Causal initialisation learns from trajectories; set data.content: trajectory.")
         if len(levels) != len(own) or any(abs(a - b) > 1e-6 for a, b in zip(levels, own, strict=True)):
             found, needed = (", ".join(f"{level:.4f}" for level in each) for each in (levels, own))
             raise ValueError(
@@ -193,30 +194,37 @@ class CausalInit(StudentModule):
         block; those of clean blocks are not used.
 
         Raises:
-            ValueError: If the batch holds no trajectories, or another number of states than the student has
+            ValueError: If the trajectories of the batch have another number of states than the student has
                 levels.
         """
-        states, size = self._states(batch), self.clip.block_latents
+        size = self.clip.block_latents
         total = block_range(blocks, block_latents=size).stop
         clean = self._clean_blocks(blocks)
         start = 1 if self.forcing == "teacher" else block_range(clean, block_latents=size).stop
+        whole = self._ends(batch)
         of_latents = repeat(steps[:, :blocks], "b n -> b (n t)", t=size)[:, start - 1 :]
-        rows = torch.arange(len(steps), device=states.device)[:, None]
-        noisy = states[rows, of_latents, torch.arange(start, total, device=states.device)].float()
-        levels = torch.tensor(self.student.sampler.levels, device=states.device)
-        end = states[:, -1, :total].float()
+        sigma = torch.tensor(self.student.sampler.levels, device=whole.device)[of_latents]
+        if batch.trajectory is None:  # noise of the whole clip: a sample's does not depend on what is used
+            noise = self.normal(batch.key, "states", like=whole)
+            noisy = add_noise(whole[:, start:total], noise[:, start:total], sigma=sigma)
+        else:
+            rows = torch.arange(len(steps), device=whole.device)[:, None]
+            noisy = batch.trajectory[
+                rows, of_latents, torch.arange(start, total, device=whole.device)
+            ].float()
+        end = whole[:, :total]
         held, held_sigma = self._context(end, batch.key)
-        scored = solved(states)[:, start:total]
+        scored = self._scored(batch)[:, start:total]
         kept = block_range(clean, block_latents=size).stop
         return Given(
             noisy=torch.where(scored[..., None, None, None], noisy, held[:, start:]),
-            sigma=torch.where(scored, levels[of_latents], held_sigma[:, start:]), scored=scored.float(),
+            sigma=torch.where(scored, sigma, held_sigma[:, start:]), scored=scored.float(),
             clean=held[:, :kept], clean_sigma=held_sigma[:, :kept], end=end[:, start:], text=batch.text,
             controls=controls_of(batch.actions[:, : 1 + TIME_STRIDE * (total - 1)]),
         )  # fmt: skip
 
     def regression_loss(self, net: Denoiser, given: Given) -> Tensor:
-        """Return the mean squared error of x0 over noisy latents that were solved for, per sample (b,)."""
+        """Return the mean squared error of x0 over the noisy latents that are scored, per sample (b,)."""
         velocity = forced_velocity(
             net, given.noisy, clean=given.clean, sigma=given.sigma, clean_sigma=given.clean_sigma,
             text=given.text, controls=given.controls, plan=self.plan, forcing=self.forcing,
@@ -224,15 +232,24 @@ class CausalInit(StudentModule):
         x0 = x0_of(given.noisy, velocity, sigma=given.sigma)
         return ode_regression_loss(x0, given.end, weight=given.scored)
 
-    def _states(self, batch: Batch) -> Tensor:
+    def _ends(self, batch: Batch) -> Tensor:
+        """Return the clean latents (b, t, c, h, w) that are to be predicted."""
         needed = self.student.sampler.steps + 1
-        if batch.trajectory is None or batch.trajectory.shape[1] != needed:
-            found = "none" if batch.trajectory is None else batch.trajectory.shape[1]
+        if batch.trajectory is not None and batch.trajectory.shape[1] != needed:
             raise ValueError(
                 f"The student's {needed - 1} steps need trajectories of {needed} states, the last one clean; "
-                f"the batch has {found}. Make them with relic ode-pairs, and set data.content: trajectory."
+                f"the batch has {batch.trajectory.shape[1]}. Make them with relic ode-pairs."
             )
-        return batch.trajectory
+        return self.clean_latents(batch)
+
+    def _scored(self, batch: Batch) -> Tensor:
+        """Return which latents (b, t) of a batch are to be predicted: all but the image, or what a solution
+        was given.
+        """
+        if batch.trajectory is not None:
+            return solved(batch.trajectory)
+        times = torch.arange(latents_of(batch.actions.shape[1]), device=batch.actions.device)
+        return (times > 0).expand(len(batch.key), -1)
 
     def _clean_blocks(self, blocks: int) -> int:
         """Return how many blocks after the image are presented clean."""
@@ -250,6 +267,8 @@ class CausalInit(StudentModule):
         return end, sigma
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if not isinstance(batch, Batch):
+            raise ValueError("Causal init takes no plain video, which has no actions: unset data.plain.")
         given = self.given(batch, blocks=self.drawn_blocks(batch), steps=self.drawn_levels(batch))
         if self.recorder is None:
             loss = _mean(self.regression_loss(self.trained, given), given)
@@ -303,10 +322,10 @@ class CausalInit(StudentModule):
     @torch.no_grad()
     def rollout_psnr(self, batch: Batch) -> Tensor:
         """Return the PSNR (dB) of the first `rollout_blocks` blocks generated after what a solution was given
-        (fewer where the clip ends) against the teacher's solution, both decoded.
+        (fewer where the clip ends) against the clean end, both decoded.
         """
         size = self.clip.block_latents
-        known = (~solved(self._states(batch))).sum(1).clamp(min=1)
+        known = (~self._scored(batch)).sum(1).clamp(min=1)
         known = 1 + (known - 1) // size * size  # the image and whole blocks
         scores = []
         for count in known.unique().tolist():

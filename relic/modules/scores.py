@@ -23,16 +23,22 @@ __all__ = ["Given", "build_score", "check_teacher", "score_velocity"]
 class Given(NamedTuple):
     """What a turn computes with: tensors that were drawn and walked before, so that it never asks the host.
 
-    image: (b, 1, c, h, w) clean first latents; text: prompts; walk: of all frames; noise: (blocks, steps, b,
-    t, c, h, w) of the rollout; score_noise, score_sigma: (b, t, c, h, w) and (b, t), of scoring.
+    prefix: (b, t', c, h, w) true first latents, the image or more; text: prompts; walk: of all frames; noise:
+    (blocks, steps, b, t, c, h, w) of the rollout; score_noise, score_sigma: (b, t, c, h, w) and (b, t), of
+    scoring.
     """
 
-    image: Tensor
+    prefix: Tensor
     text: Tensor
     walk: Walk
     noise: Tensor
     score_noise: Tensor
     score_sigma: Tensor
+
+    @property
+    def known(self) -> int:
+        """How many latents are given."""
+        return self.prefix.shape[1]
 
 
 def check_teacher(path: str, student: StudentConfig, *, rope_factor: float) -> None:

@@ -30,7 +30,7 @@ from relic.ops.randomness import derive_seed
 from relic.ops.retention import AnyPolicy, Compressed, block_that_ends
 from relic.parallel import Compute, primed
 from relic.rollout import DrawnNoise, KeyedNoise, Rollout, Trace, Walk, walk
-from relic.types import TIME_STRIDE, Batch, ClipSpec
+from relic.types import TIME_STRIDE, Batch, ClipSpec, latents_of
 
 __all__ = ["SelfForcing", "Turns"]
 
@@ -70,7 +70,8 @@ class SelfForcing(StudentModule):
     latents, actions and prompts of a batch. The critic learns to denoise them. The student follows, in every
     latent, the difference between what the critic and the frozen teacher would denoise them to; block by
     block is computed again for that with gradients, so that memory is needed for one block at a time. The
-    first latent is the clean image at noise level 0, for all three networks, and out of every loss.
+    first latent is the clean image at noise level 0, for all three networks, and out of every loss; so are
+    those of a longer start, where a rollout goes on from one.
 
     `trainer.max_steps` counts the steps of both optimisers: critic_only_steps + N·(critic_ratio + 1) are N
     steps of the student.
@@ -87,6 +88,9 @@ class SelfForcing(StudentModule):
         sampler: The student's steps, and what is committed.
         exit_step: Step, from 0, whose prediction is scored and replayed in every block: null for the last, or
             `random` for one drawn for each batch. All steps run whatever it is.
+        prefix_share: Share of the batches that go on from the true first half of their clips, in whole
+            blocks, instead of the image alone (past the paper). What was really there is then in the memory,
+            and the teacher, fitted with a `prefix_share` of its own, says how it looks when it is seen again.
         guidance: Weight of the teacher's classifier-free guidance; 1 means none.
         levels: Noise levels at which clips are scored and the critic is fitted.
         critic_ratio: Steps of the critic for each of the student.
@@ -95,9 +99,9 @@ class SelfForcing(StudentModule):
         clip_norm: Largest norm of the gradients, of each network; null does not clip.
         compute: How the student's blocks are executed.
         score_compute: How the blocks of teacher and critic are executed.
-        cuda_graphs: Record what a turn computes as a CUDA graph, once, and replay it: for small networks,
-            whose passes take longer to launch than to run. For one GPU, and a policy that does not choose by
-            pose.
+        cuda_graphs: Record what a turn computes as a CUDA graph, one for each start, and replay it: for small
+            networks, whose passes take longer to launch than to run. For one GPU, and a policy that does not
+            choose by pose.
         init: The student to start from: of causal init, or of the horizon before.
         optimizer: The student's optimiser.
         critic_optimizer: The critic's.
@@ -122,6 +126,7 @@ class SelfForcing(StudentModule):
         policy: AnyPolicy = Compressed(),  # noqa: B008 - frozen
         sampler: FewSteps = FewSteps(),  # noqa: B008 - frozen
         exit_step: int | Literal["random"] | None = None,
+        prefix_share: float = 0.0,
         guidance: float = 4.0,
         levels: ScoreLevels = ScoreLevels(),  # noqa: B008 - frozen
         critic_ratio: int = 5,
@@ -147,6 +152,13 @@ class SelfForcing(StudentModule):
                 f"exit_step={exit_step} must be one of the {sampler.steps} steps, 0 to {sampler.steps - 1}, "
                 "null for the last one, or random."
             )
+        if not 0.0 <= prefix_share <= 1.0:
+            raise ValueError(f"prefix_share={prefix_share} must be in [0, 1], a share of the batches.")
+        if prefix_share and self._half_of(clip.max_frames) == 1:
+            raise ValueError(
+                f"prefix_share={prefix_share}: a clip of {clip.max_frames} frames has one block after the "
+                "image, and so no first half to go on from; use longer clips, or 0."
+            )
         for name, value, least in (
             ("critic_ratio", critic_ratio, 1),
             ("critic_only_steps", critic_only_steps, 0),
@@ -159,6 +171,7 @@ class SelfForcing(StudentModule):
         self.automatic_optimization = False  # two optimisers, and many backward passes in a step
         self.teacher, self.teacher_rope_factor = teacher, teacher_rope_factor
         self.exit_step, self.guidance, self.levels = exit_step, guidance, levels
+        self.prefix_share = prefix_share
         self.turns = Turns(ratio=critic_ratio, critic_first=critic_only_steps)
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.score_compute = score_compute
@@ -176,6 +189,11 @@ class SelfForcing(StudentModule):
             if self.init is not None:
                 self._check_student(self.init.path)
             check_teacher(self.teacher.path, self.student, rope_factor=self.teacher_rope_factor)
+            if self.prefix_share and not read_header(self.teacher.path)["config"].get("prefix_share"):
+                raise ValueError(
+                    f"prefix_share={self.prefix_share}, but the teacher {self.teacher.path} continues one "
+                    "image only; fit it with a prefix_share, or leave it 0."
+                )
             own = file_sha256(self.teacher.path) if self.global_rank == 0 else None
             self.teacher_sha256 = self.trainer.strategy.broadcast(own)
 
@@ -244,9 +262,8 @@ class SelfForcing(StudentModule):
     # -- what a turn is given --------------------------------------------------------------------------------
 
     def given(self, batch: Batch) -> Given:
-        """Return what a turn computes with: images, actions and prompts of a batch, and all of its noise.
-
-        Of what is generated, nothing but the first latent of the clip is used.
+        """Return what a turn computes with: how clips start, actions and prompts of a batch, and all of its
+        noise. What the batch holds after the start is not used.
         """
         if not isinstance(batch, Batch):
             raise ValueError("Self-forcing takes no plain video, which has no actions: unset data.plain.")
@@ -255,17 +272,28 @@ class SelfForcing(StudentModule):
                 f"The batch has actions of {batch.actions.shape[1]} frames; this stage rolls out "
                 f"{self.clip.max_frames}, its teacher's horizon."
             )
-        image = self.clean_latents(batch)[:, :1]
-        walked, _ = walk(batch.actions, device=image.device)
+        known = self.drawn_prefix(batch)
+        prefix = self.clean_latents(batch)[:, :known]
+        walked, _ = walk(batch.actions, device=prefix.device)
         if self.recorder is not None:
-            walked = walked._replace(c2w=walked.c2w.to(image.device))
-        clip = image.expand(-1, walked.c2w.shape[1], -1, -1, -1)
+            walked = walked._replace(c2w=walked.c2w.to(prefix.device))
+        clip = prefix[:, :1].expand(-1, walked.c2w.shape[1], -1, -1, -1)
         sigma = self.levels(self.uniform(batch.key, "level"))[:, None].repeat(1, clip.shape[1])
-        sigma[:, 0] = 0.0  # one level a clip, and 0 for the image
+        sigma[:, :known] = 0.0  # one level a clip, and 0 for what is given
         return Given(
-            image=image, text=batch.text, walk=walked, noise=self._rollout_noise(batch.key, clip),
+            prefix=prefix, text=batch.text, walk=walked, noise=self._rollout_noise(batch.key, clip),
             score_noise=self.normal(batch.key, "score", like=clip), score_sigma=sigma,
         )  # fmt: skip
+
+    def drawn_prefix(self, batch: Batch) -> int:
+        """Return how many latents this batch goes on from, the same on all ranks."""
+        draw = derive_seed(self.seed, self.stage, self.batch_index, "prefix") / 2**63
+        return self._half_of(batch.actions.shape[1]) if draw < self.prefix_share else 1
+
+    def _half_of(self, frames: int) -> int:
+        """Return the latents of the first half of a clip: the image and whole blocks."""
+        size = self.clip.block_latents
+        return 1 + block_that_ends(latents_of(frames), block_latents=size) // 2 * size
 
     def _rollout_noise(self, key: Tensor, clip: Tensor) -> Tensor:
         noise = KeyedNoise(tuple(key.tolist()), (self.seed, self.stage, "rollout"))
@@ -292,7 +320,7 @@ class SelfForcing(StudentModule):
                 frames=TIME_STRIDE * self.clip.block_latents, latents=self.clip.block_latents
             )
             rollout.step(stretch, text=given.text)
-        return torch.cat([given.image, *(trace.x0 for trace in rollout.traces)], dim=1), rollout.traces
+        return torch.cat([given.prefix, *(trace.x0 for trace in rollout.traces)], dim=1), rollout.traces
 
     def replay(self, given: Given, traces: Sequence[Trace]) -> Iterator[tuple[slice, Tensor]]:
         """Yield, for each block, its place in the clip and its latents computed again, with gradients.
@@ -306,11 +334,11 @@ class SelfForcing(StudentModule):
             yield slice(latents.start, latents.stop), x0
 
     def _begin(self, given: Given, *, exit_step: int | None = None) -> tuple[Rollout, Walk]:
-        """Return a rollout that has seen the image, and the walk after it."""
+        """Return a rollout that has seen what is given, and the walk after it."""
         noise = DrawnNoise(given.noise)
-        rollout = self.rollout(self.trained, noise=noise, like=given.image, exit_step=exit_step)
-        first, rest = given.walk.cut(frames=1, latents=1)
-        rollout.prefill(given.image, first, text=given.text)
+        rollout = self.rollout(self.trained, noise=noise, like=given.prefix, exit_step=exit_step)
+        first, rest = given.walk.cut(frames=1 + TIME_STRIDE * (given.known - 1), latents=given.known)
+        rollout.prefill(given.prefix, first, text=given.text)
         return rollout, rest
 
     # -- scores ----------------------------------------------------------------------------------------------
@@ -339,12 +367,13 @@ class SelfForcing(StudentModule):
             _, plain = score_velocity(self.real.net, x0, given, prompt="none")
             velocity = guide(velocity, plain, scale=self.guidance)
         real = x0_of(xt, velocity, sigma=sigma)
-        gradient = dmd_gradient(x0, fake=fake, real=real)
-        loss = 0.5 * gradient[:, 1:].square().mean()  # of the squared form, as is common
+        known = given.known
+        gradient = dmd_gradient(x0, fake=fake, real=real, known=known)
+        loss = 0.5 * gradient[:, known:].square().mean()  # of the squared form, as is common
         return gradient, {
             "train/loss_student": loss,
             "train/loss_ratio": critic / loss,
-            "train/error_ratio": (mean_error(x0, fake) / mean_error(x0, real)).mean(),
+            "train/error_ratio": torch.div(*(mean_error(x0, x, known=known) for x in (fake, real))).mean(),
         }
 
     # -- optimisation ----------------------------------------------------------------------------------------
@@ -367,17 +396,20 @@ class SelfForcing(StudentModule):
         """Roll out, score, and leave the student's gradients; return what to log."""
         x0, traces = self.roll_out(given, exit_step=exit_step)
         pull, told = self.gradient(x0, given)
-        pull = pull / (self.accumulate * x0[:, 1:].numel())
+        pull = pull / (self.accumulate * x0[:, given.known :].numel())
         for at, again in self.replay(given, traces):
             self._backward(with_gradient(again, pull[:, at]))
-        return told | {"train/colour_drift": self.colour_drift(x0)}
+        return told | {"train/colour_drift": self.colour_drift(x0[:, given.known - 1 :])}
 
     def critic_turn(self, given: Given, *, exit_step: int) -> dict[str, Tensor]:
         """Roll out, and leave the critic's gradients; return what to log."""
         x0, _ = self.roll_out(given, exit_step=exit_step)
         loss = self.critic_loss(x0, given)
         self._backward(loss / self.accumulate)
-        return {"train/loss_critic": loss.detach(), "train/colour_drift": self.colour_drift(x0)}
+        return {
+            "train/loss_critic": loss.detach(),
+            "train/colour_drift": self.colour_drift(x0[:, given.known - 1 :]),
+        }
 
     def _finish(self, turn: Literal["student", "critic"], batch: Batch) -> None:
         """Take the step that the waiting gradients are for."""

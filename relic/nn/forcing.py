@@ -1,26 +1,30 @@
 """A causal network in training: all blocks in one pass, each seeing what its memory would show it (paper
 §4.4).
 
-No mask: every block has one attention call over its own concatenated keys, so that nothing is computed that a
-mask would throw away. Clean blocks pass through the network together with the noisy ones, so that
+No mask: every block reads its own concatenated keys, so that nothing is computed that a mask would throw
+away. Clean blocks pass through the network together with the noisy ones, so that
 gradients reach the keys and values that a memory would hold, and thereby the writing of memory, its pooling
 included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from relic.nn.attention import attend
+from relic.nn.attention import Ranges, attend_segments, taken
 from relic.nn.cells import pooled, turns_of
 from relic.nn.context import KV, Context, Fresh, Pool, Rays, Turns
 from relic.nn.memory import MeanPool, MemoryPlan
 from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
-from relic.ops.retention import block_that_ends
+from relic.ops.pooling import cell_grid
+from relic.ops.retention import block_that_ends, window_start
 from relic.ops.rope import grid_table, turn_heads
 from relic.types import TIME_STRIDE, Controls
 
@@ -94,6 +98,9 @@ def _twice(frames: Tensor, *, clean: int) -> Tensor:
 class PackedContext(Context):
     """Attention of a training pass: a `Context` that holds nothing but the plan of the pass.
 
+    Keys are laid out as [all tokens of the pass | past]: latents as they are seen from behind the window, in
+    order of time. The window only moves on, so what a block sees of the past is its beginning.
+
     Args:
         packing: Who sees whom.
         plan: Policy and grid.
@@ -103,9 +110,10 @@ class PackedContext(Context):
 
     def __init__(self, packing: Packing, *, plan: MemoryPlan, pool: Pool, device: torch.device | str) -> None:
         self.packing, self.plan, self.pool = packing, plan, pool
-        seen = {pair for segment in packing.segments for pair in segment.sees}
-        factors = sorted({factor for _, factor in seen} - {1})
-        self.pooled = {f: sorted(place for place, factor in seen if factor == f) for f in factors}
+        past = {pair for segment in packing.segments for pair in self._past(segment)}
+        self.past = sorted(past)
+        factors = sorted({factor for _, factor in past} - {1})
+        self.pooled = {f: [place for place, factor in self.past if factor == f] for f in factors}
         self._tables = {}
         for factor, places in self.pooled.items():
             times = [packing.times[place] for place in places]
@@ -113,6 +121,12 @@ class PackedContext(Context):
                 times, plan.rows, plan.columns, head_width=plan.head_width, factor=plan.rope_factor,
                 cells=factor, device=device,
             )  # fmt: skip
+        tokens = plan.tokens_per_latent
+        self.queries = [len(segment.queries) * tokens for segment in packing.segments]
+        sizes = [prod(cell_grid(plan.rows, plan.columns, factor=factor)) for _, factor in self.past]
+        ends = list(accumulate(sizes, initial=len(packing.times) * tokens))
+        self._behind = dict(zip(self.past, pairwise(ends), strict=True))
+        self.keys = [self._ranges(segment) for segment in packing.segments]
 
     @property
     def times(self) -> tuple[int, ...]:
@@ -125,50 +139,64 @@ class PackedContext(Context):
     def layer(self, index: int) -> PackedLayer:
         return PackedLayer(context=self, index=index)
 
-    def _pool(self, layer: int, kv: KV, rays: Rays | None) -> dict[int, KV]:
-        """Return for each factor the pooled, rotated keys and the values of all latents that some block sees
-        so, (b, k, n, d) in the order of `pooled`.
-        """
-        forms, grid = {}, (self.plan.rows, self.plan.columns)
-        for factor, places in self.pooled.items():
-            cells = pooled(kv, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
-            rope, of = self._tables[factor], len(self.times)
-            forms[factor] = turns_of(rays, places, factor=factor, of=of, rope=rope)(cells)
-        return forms
+    def _past(self, segment: Segment) -> tuple[tuple[int, int], ...]:
+        """Return the latents that a block sees from behind its window, and by which factor."""
+        start = window_start(self.plan.policy, segment.block, block_latents=self.plan.block_latents)
+        return tuple(pair for pair in segment.sees if self.packing.times[pair[0]] < start)
 
-    def _seen(self, segment: Segment, full: Sequence[KV], forms: dict[int, KV]) -> KV:
-        """Return the keys and values that a block attends to. full: those of each latent of the pass."""
-        pieces = [full[place] for place, factor in segment.sees if factor == 1]
+    def _ranges(self, segment: Segment) -> Ranges:
+        """Return the ranges of the keys that a block sees."""
+        tokens, past = self.plan.tokens_per_latent, self._past(segment)
+        window = [place for place, _ in segment.sees[len(past) :]]
+        places = [self._behind[pair] for pair in past] + [(p * tokens, (p + 1) * tokens) for p in window]
+        ranges: list[tuple[int, int]] = []
+        for start, stop in places:
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = ranges[-1][0], stop
+            else:
+                ranges.append((start, stop))
+        return tuple(ranges)
+
+    def laid_out(self, layer: int, *, fresh: KV, turned: KV, rays: Rays | None) -> KV:
+        """Return all keys and values of a layer (m, z, d), tokens first, of those that the pass computed, (b,
+        k, n, d), before and after they were turned.
+        """
+        tokens, grid = self.plan.tokens_per_latent, (self.plan.rows, self.plan.columns)
+        full, pieces = KV(*map(_tokens_first, turned)), {}
         for factor, places in self.pooled.items():
-            seen = sum(f == factor for _, f in segment.sees)
-            # the window only moves on: what a block sees pooled are the first of what the last one does
-            if seen:
-                cells = forms[factor].k.shape[2] // len(places)
-                pieces.append(KV(*(x[:, :, : seen * cells] for x in forms[factor])))
-        return KV(*(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True)))
+            cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
+            turn = turns_of(rays, places, factor=factor, of=len(self.times), rope=self._tables[factor])
+            pieces[factor] = [_tokens_first(x).tensor_split(len(places)) for x in turn(cells)]
+        if kept := tuple((p * tokens, (p + 1) * tokens) for p, factor in self.past if factor == 1):
+            pieces[1] = [taken(x, kept).split(tokens) for x in full]
+        both = []
+        for number, x in enumerate(full):
+            rest = {factor: iter(each[number]) for factor, each in pieces.items()}
+            both.append(torch.cat([x, *(next(rest[factor]).to(x.dtype) for _, factor in self.past)]))
+        return KV(*both)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedLayer:
-    """One layer's attention in a training pass: a call for every block."""
+    """One layer's attention in a training pass: every block reads its own keys."""
 
     context: PackedContext
     index: int
 
-    @torch.compiler.disable  # clips differ in their blocks; what is round it is compiled once
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
     ) -> tuple[Tensor, None]:
-        context, tokens = self.context, self.context.plan.tokens_per_latent
-        forms = context._pool(self.index, KV(k, v), rays)
-        k, v = Turns.of_tokens(rope, rays)(KV(k, v))
-        q, k = turn_heads(q, rope).to(v.dtype), k.to(v.dtype)
-        # split, not sliced: the backward pass of every slice would fill the length of the whole pass
-        segments = context.packing.segments
-        queries = q.split([len(segment.queries) * tokens for segment in segments], dim=2)
-        full = [KV(*latent) for latent in zip(k.split(tokens, dim=2), v.split(tokens, dim=2), strict=True)]
-        read = []
-        for segment, own in zip(segments, queries, strict=True):
-            keys, values = context._seen(segment, full, forms)
-            read.append(attend(own, keys.to(v.dtype), values))
-        return torch.cat(read, dim=2), None
+        turned = Turns.of_tokens(rope, rays)(KV(k, v))
+        q, turned = turn_heads(q, rope).to(turned.v.dtype), KV(turned.k.to(turned.v.dtype), turned.v)
+        return self._read(q, fresh=KV(k, v), turned=turned, rays=rays), None
+
+    @torch.compiler.disable  # clips differ in their blocks; what is round it is compiled once
+    def _read(self, q: Tensor, *, fresh: KV, turned: KV, rays: Rays | None) -> Tensor:
+        k, v = self.context.laid_out(self.index, fresh=fresh, turned=turned, rays=rays)
+        queries, keys = self.context.queries, self.context.keys
+        read = attend_segments(_tokens_first(q), k, v, queries=queries, keys=keys)
+        return rearrange(read, "n (b k) d -> b k n d", b=len(q))
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    return rearrange(x, "b k n d -> n (b k) d")

@@ -47,13 +47,16 @@ class ScoreLevels:
         return shift_sigma(u, shift=self.shift).clamp(self.low, self.high)
 
 
-def mean_error(x0: Tensor, predicted: Tensor) -> Tensor:
-    """Return the mean absolute error per sample, (b,), of (b, t, c, h, w), without the first latent."""
-    return reduce((x0 - predicted)[:, 1:].abs(), "b t c h w -> b", "mean")
+def mean_error(x0: Tensor, predicted: Tensor, *, known: int = 1) -> Tensor:
+    """Return the mean absolute error per sample, (b,), of (b, t, c, h, w), without the latents that were
+    given: the first `known`.
+    """
+    return reduce((x0 - predicted)[:, known:].abs(), "b t c h w -> b", "mean")
 
 
-def dmd_gradient(x0: Tensor, *, fake: Tensor, real: Tensor) -> Tensor:
-    """Return (fake − real) / mean|x0 − real|, the mean per sample; zero in the first latent.
+def dmd_gradient(x0: Tensor, *, fake: Tensor, real: Tensor, known: int = 1) -> Tensor:
+    """Return (fake − real) / mean|x0 − real|, the mean per sample; zero in the first `known` latents, which
+    were given.
 
     x0: generated latents (b, t, c, h, w); fake, real: x0 as predicted, from one noisy version of it, by the
     critic and by the teacher, guided. Following this gradient downhill takes x0 from where the student's
@@ -62,9 +65,9 @@ def dmd_gradient(x0: Tensor, *, fake: Tensor, real: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(x0.dtype, torch.float32)
     x0, fake, real = (x.to(dtype) for x in (x0, fake, real))
-    scale = mean_error(x0, real).clamp(min=LEAST_ERROR)
+    scale = mean_error(x0, real, known=known).clamp(min=LEAST_ERROR)
     gradient = (fake - real) / scale[:, None, None, None, None]
-    gradient[:, 0] = 0.0
+    gradient[:, :known] = 0.0
     return gradient
 
 

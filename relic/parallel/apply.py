@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.attention.varlen  # registers its operator
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 __all__ = ["Compute", "HasBlocks", "apply_compute"]
 
+SEGMENTS = torch.ops.torch_attn._varlen_attn.default  # of a training pass, self-attention alone
 ATTENTION = tuple(
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in (
@@ -90,12 +92,12 @@ def _attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPo
         queries, keys = args[:2]  # (b, k, n, d)
         if keys.shape[2] >= queries.shape[2]:
             return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op == SEGMENTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep all attention, and products but for those that widen: the largest, and no dearer by the byte."""
-    if op in ATTENTION:
+    if op in ATTENTION or op == SEGMENTS:
         return CheckpointPolicy.MUST_SAVE
     if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
         matrix = args[-1]  # (in, out)

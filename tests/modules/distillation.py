@@ -35,14 +35,19 @@ def network(seed: int, *, config: StudentConfig = STUDENT) -> Denoiser:
     return net
 
 
-def write_files(folder: Path, *, config: StudentConfig = STUDENT) -> dict[str, WeightsSource]:
-    """Write a teacher and a student, and return them as the arguments `teacher` and `init`."""
+def write_files(
+    folder: Path, *, config: StudentConfig = STUDENT, prefix_share: float = 0.0
+) -> dict[str, WeightsSource]:
+    """Write a teacher, as if fitted with prefixes or not, and a student, and return them as the arguments
+    `teacher` and `init`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     header = {
         "dit": dataclasses.asdict(config.net),
         "words": dataclasses.asdict(config.words) if config.words else None,
         "clip": dataclasses.asdict(config.clip),
         "sampler": {},
+        "prefix_share": prefix_share,
     }
     teacher, student = folder / "teacher.safetensors", folder / "student.safetensors"
     save_weights(teacher, network(1, config=config).state_dict(), kind="teacher", config=header)

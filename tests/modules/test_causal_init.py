@@ -23,7 +23,7 @@ from relic.ops.retention import Compressed, Window
 from relic.ops.words import word_ids
 from relic.parallel import Compute
 from relic.rollout import KeyedNoise
-from relic.types import Batch, ClipSpec
+from relic.types import Batch, ClipSpec, Mixed
 from tests.data.recordings import latents_sample, write_dataset
 from tests.modules.recording import Emulated, NothingFromTheHost
 from tests.modules.test_student import vae  # noqa: F401 - a fixture
@@ -140,6 +140,26 @@ def test_noisy_blocks_are_states_at_their_own_levels_behind_what_generation_cach
         renoised = add_noise(ends[:, 1:clean], noise, sigma=torch.tensor(0.625))
         torch.testing.assert_close(recorder.latents[:, 1:clean], renoised)
         assert recorder.sigma[:, 1:clean].eq(0.625).all()
+
+
+@pytest.mark.parametrize(("forcing", "clean", "start"), [("teacher", 5, 1), ("hybrid", 3, 3)])
+def test_states_of_true_clips_are_noised_to_the_levels_and_lead_to_the_truth(forcing, clean, start):
+    module, data = causal_init(forcing=forcing), batch([0, 1])
+    truth = data.trajectory[:, -1]
+    data = data._replace(latents=truth, trajectory=None)
+    steps = module.drawn_levels(data)
+    given = module.given(data, blocks=3, steps=steps)
+    assert torch.equal(given.clean, truth[:, :clean]) and torch.equal(given.end, truth[:, start:])
+    assert given.scored.all()
+    levels = torch.tensor(module.student.sampler.levels)[steps].repeat_interleave(2, 1)[:, start - 1 :]
+    assert torch.equal(given.sigma, levels)
+    level = levels[..., None, None, None]
+    noise = (given.noisy - (1 - level) * truth[:, start:]) / level
+    assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
+    other = module.given(data, blocks=2, steps=steps)  # the same sample, of which less is used
+    shared = other.noisy.shape[1] if forcing == "teacher" else 0
+    torch.testing.assert_close(other.noisy[:, :shared], given.noisy[:, :shared])
+    assert float(module.regression_loss(Recorder(truth), given).max()) < 1e-9
 
 
 def test_the_loss_is_the_error_of_x0_over_the_noisy_latents():
@@ -394,10 +414,11 @@ def test_what_does_not_fit_is_named(tmp_path):
     student = WeightsSource(path=str(tmp_path / "student.safetensors"))
     with pytest.raises(ValueError, match="holds a student, but a teacher is needed"):
         trainer(tmp_path).fit(causal_init(init=student), Solutions())
+    mixed = Mixed(steered=batch([0]), plain=batch([1]))
+    with pytest.raises(ValueError, match=r"takes no plain video.*unset data.plain"):
+        causal_init().training_step(mixed, 0)
     with pytest.raises(ValueError, match=r"4 steps need trajectories of 5 states.* the batch has 3"):
         trainer(tmp_path).fit(causal_init(), Foreign(levels=(1.0, 0.5)))
-    with pytest.raises(ValueError, match="the batch has none"):
-        trainer(tmp_path).fit(causal_init(), LatentsOf())
 
 
 class Foreign(Solutions):
@@ -422,8 +443,6 @@ def test_solutions_at_other_levels_are_refused_before_the_first_step(solutions, 
             ValueError, match=r"levels 1.0000, 0.9375, 0.8333, 0.6250; the student denoises at"
         ):
             trainer(tmp_path).fit(causal_init(clip=clip, sampler=sampler), data)
-    with pytest.raises(ValueError, match=r"set data.content: trajectory"):
-        causal_init().check_levels(None)
 
 
 SCRIPT = """
@@ -501,10 +520,12 @@ def test_steps_that_are_recorded_train_as_others_do_validations_or_not(tmp_path)
     assert torch.equal(fitted(tmp_path / "a"), fitted(tmp_path / "b", recorded=True))
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("net", [NANO, RAYED], ids=["plain", "rays"])
 @pytest.mark.parametrize("forcing", ["hybrid", "diffusion", "teacher"])
-def test_a_step_asks_nothing_of_the_host(forcing, net, monkeypatch):
+def test_a_step_asks_nothing_of_the_host(forcing, net, at_once, monkeypatch):
     """On the meta device, where a value that is asked for is an error."""
+    monkeypatch.setattr("relic.nn.attention._takes_segments", lambda q: at_once)  # as a GPU does
     module = causal_init(forcing=forcing, net=net)
     module.configure_model()
     data = batch([0, 1])

@@ -1,5 +1,6 @@
 import dataclasses
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
@@ -74,20 +75,22 @@ class Record(Callback):
 LONG = ClipSpec(height=32, width=48, horizons=(33,), block_latents=2)  # four blocks
 
 
-def one_graph(module, data, image: torch.Tensor, traces) -> torch.Tensor:
+def one_graph(module, data, prefix: torch.Tensor, traces) -> torch.Tensor:
     """Every block's scored step, its memory filled anew from the image on: one graph over all of them."""
     net, controls, predicted = module.trained, controls_of(data.actions), []
-    contexts = [(image, 0.0), *((t.context, t.context_sigma) for t in traces)]
+    spans = [module.plan.block(index) for index in range(traces[0].block)]
+    contexts = [(prefix[:, span.start : span.stop], 0.0) for span in spans]
+    contexts += [(t.context, t.context_sigma) for t in traces]
     for trace in traces:
-        memory = Memory(module.plan, batch=len(image), dtype=image.dtype)
+        memory = Memory(module.plan, batch=len(prefix), dtype=prefix.dtype)
         for index, (latents, level) in enumerate(contexts[: trace.block]):
-            steer, sigma = part(controls, module.plan.block(index)), image.new_full(latents.shape[:2], level)
+            steer, sigma = part(controls, module.plan.block(index)), prefix.new_full(latents.shape[:2], level)
             with torch.no_grad():
                 view = memory.view(fresh=True)
                 _, fresh = net(latents, sigma=sigma, text=data.text, controls=steer, memory=view)
             memory.commit(fresh)
         steer = part(controls, module.plan.block(trace.block))
-        sigma = image.new_full(trace.xt.shape[:2], trace.sigma)
+        sigma = prefix.new_full(trace.xt.shape[:2], trace.sigma)
         velocity, _ = net(trace.xt, sigma=sigma, text=data.text, controls=steer, memory=memory.view())
         predicted.append(x0_of(trace.xt, velocity, sigma=sigma))
     return torch.cat(predicted, dim=1)
@@ -96,14 +99,16 @@ def one_graph(module, data, image: torch.Tensor, traces) -> torch.Tensor:
 @pytest.mark.parametrize(
     "policy", [Full(), Window(latents=4), Compressed(window=2, schedule=(1, 2))], ids=["full", "window", "S"]
 )
-@pytest.mark.parametrize("exit_step", [None, 0])
-def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(files, policy, exit_step):
-    module = built(files, policy=policy, clip=LONG, exit_step=exit_step)
+@pytest.mark.parametrize(("exit_step", "prefix_share"), [(None, 0.0), (0, 0.0), (None, 1.0)])
+def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(
+    files, policy, exit_step, prefix_share
+):
+    module = built(files, policy=policy, clip=LONG, exit_step=exit_step, prefix_share=prefix_share)
     net, data = module.trained.double(), batch([0, 1], clip=LONG)
     data = data._replace(actions=data.actions.double())
     given = module.given(data)
-    given = given._replace(image=given.image.double(), noise=given.noise.double())
-    image = given.image
+    given = given._replace(prefix=given.prefix.double(), noise=given.noise.double())
+    assert given.known == (5 if prefix_share else 1)
     x0, traces = module.roll_out(given, exit_step=module.scored_step())
     pull = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for at, again in module.replay(given, traces):
@@ -111,8 +116,8 @@ def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(files,
         with_gradient(again, pull[:, at]).backward()
     replayed = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_grad()
-    whole = one_graph(module, data, image, traces)
-    (whole * pull[:, 1:]).sum().backward()
+    whole = one_graph(module, data, given.prefix, traces)
+    (whole * pull[:, given.known :]).sum().backward()
     for name, parameter in net.named_parameters():
         error = (parameter.grad - replayed[name]).norm() / parameter.grad.norm()
         assert error <= 1e-10, name
@@ -152,7 +157,7 @@ def test_under_autocast_the_replay_still_has_gradients(files):
         module.trained.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             given = module.given(data)
-            memory = module.rollout(module.trained, noise=KeyedNoise((0, 1)), like=given.image).memory
+            memory = module.rollout(module.trained, noise=KeyedNoise((0, 1)), like=given.prefix).memory
             assert memory.dtype == (torch.bfloat16 if half else torch.float32)
             _, traces = module.roll_out(given, exit_step=1)
             for _, again in module.replay(given, traces):
@@ -197,36 +202,44 @@ def test_a_small_step_moves_clips_from_what_the_critic_sees_towards_what_the_tea
     assert float(((moved - x0) * pull).sum()) < 0
 
 
-def test_all_networks_see_the_image_clean_and_no_loss_counts_it(files):
-    module, seen = built(files), []
-    given = module.given(batch([0, 1]))
-    image = given.image
+@pytest.mark.parametrize(("prefix_share", "known"), [(0.0, 1), (1.0, 5)])
+def test_all_networks_see_what_is_given_clean_and_no_loss_counts_it(files, prefix_share, known):
+    module, seen = built(files, clip=LONG, prefix_share=prefix_share), []
+    data = batch([0, 1], clip=LONG)
+    given = module.given(data)
+    assert torch.equal(given.prefix, data.latents[:, :known])
 
     def note(net, arguments, named):
-        seen.append((arguments[0][:, :1], named["sigma"]))
+        seen.append((arguments[0][:, :known], named["sigma"]))
 
     for net in (module.fake, module.real.net, module.trained):
         net.register_forward_pre_hook(note, with_kwargs=True)
     x0, _ = module.roll_out(given, exit_step=1)
-    assert torch.equal(seen[0][0], image) and not seen[0][1].any()  # the student is told the image alone
+    told = []  # the student is given block after block
+    while len(told) < 1 + (known - 1) // 2:
+        told.append(seen[len(told)][0])
+        assert not seen[len(told) - 1][1].any()
+    assert torch.equal(torch.cat(told, 1), given.prefix)
     seen.clear()
     module.gradient(x0, given)
     module.critic_loss(x0, given)
     assert len(seen) == 4
     for first, sigma in seen:
-        assert torch.equal(first, image) and not sigma[:, 0].any()
-        assert (sigma[:, 1:] == sigma[:, 1:2]).all() and sigma[:, 1:].min() >= 0.02
-    assert not module.gradient(x0, given)[0][:, 0].any()
+        assert torch.equal(first, given.prefix) and not sigma[:, :known].any()
+        assert (sigma[:, known:] == sigma[:, -1:]).all() and sigma[:, known:].min() >= 0.02
+    pull, _ = module.gradient(x0, given)
+    assert not pull[:, :known].any()
 
 
-def test_the_critics_loss_leaves_the_image_out(files):
-    module = built(files)
-    given = module.given(batch([0, 1]))
+@pytest.mark.parametrize(("prefix_share", "known"), [(0.0, 1), (1.0, 5)])
+def test_the_critics_loss_leaves_out_what_is_given(files, prefix_share, known):
+    module = built(files, clip=LONG, prefix_share=prefix_share)
+    given = module.given(batch([0, 1], clip=LONG))
     x0, _ = module.roll_out(given, exit_step=1)
     with torch.no_grad():
         for parameter in module.fake.parameters():
             parameter.zero_()  # velocity 0
-    expected = (given.score_noise - x0)[:, 1:].square().mean()
+    expected = (given.score_noise - x0)[:, known:].square().mean()
     torch.testing.assert_close(module.critic_loss(x0, given), expected)
 
 
@@ -245,6 +258,16 @@ def test_what_is_scored_is_the_exit_steps_prediction(files, monkeypatch):
     assert steps == {0, 1}
 
 
+def test_a_share_of_the_batches_goes_on_from_half_the_clip(files, monkeypatch):
+    data, lengths = batch([0], clip=LONG), []
+    module, again = (built(files, clip=LONG, prefix_share=0.3) for _ in range(2))
+    for index in range(200):
+        monkeypatch.setattr(SelfForcing, "batch_index", index)
+        lengths.append(module.drawn_prefix(data))
+        assert again.drawn_prefix(data) == lengths[-1]  # and so after a restart, and on every rank
+    assert set(lengths) == {1, 5} and 0.2 < lengths.count(5) / 200 < 0.4
+
+
 # -- recording -----------------------------------------------------------------------------------------------
 
 
@@ -255,14 +278,15 @@ def test_a_turn_asks_nothing_of_the_host(worlds, monkeypatch, context, grid):
     clip = dataclasses.replace(LONG, height=grid[0], width=grid[1])
     sampler = FewSteps(steps=2, context=context)
     module = built(worlds, clip=clip, guidance=4.0, sampler=sampler)
-    given = module.given(batch([0, 1], clip=clip))
-    given = tree_map(lambda x: x.to("meta"), given)
+    starts = []
+    for module.prefix_share in (0.0, 1.0):
+        starts.append(tree_map(lambda x: x.to("meta"), module.given(batch([0, 1], clip=clip))))
     for owner in (module, module.real):
         owner.to("meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # not known on the meta device
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     monkeypatch.setattr(module, "_backward", lambda loss: loss.backward())
-    for turn in (module.student_turn, module.critic_turn):
+    for turn, given in product((module.student_turn, module.critic_turn), starts):
         turn(given, exit_step=1)  # tables of positions are made once
         with NothingFromTheHost():
             told = turn(given, exit_step=1)
@@ -275,15 +299,18 @@ class Validated(Rollouts):
         return DataLoader([batch([90, 91])], batch_size=None)
 
 
-def test_turns_that_are_recorded_train_as_others_do_validations_or_not(files, tmp_path):
+def test_turns_that_are_recorded_train_as_others_do_validations_or_not(tmp_path):
     weights = []
+    clip = dataclasses.replace(LONG, horizons=(17,))
+    files = write_files(tmp_path, prefix_share=0.5)
     for recorded in (False, True):
-        module = self_forcing(files, accumulate=2)
+        module = self_forcing(files, clip=clip, accumulate=2, prefix_share=0.5)
         module.recorder = Emulated(module.parameters) if recorded else None
         settings = {"max_steps": 13, "val_check_interval": 3}
         trainer(tmp_path / str(recorded), **settings).fit(module, Validated(batches=26))
         weights.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
     assert module.recorder.calls.count("student_turn") == 8 and len(module.recorder.calls) == 26
+    assert len(module.recorder.made) == 4  # each turn, from the image and from more
     assert torch.equal(*weights)
 
 
@@ -474,6 +501,12 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_step(files, tmp_path)
         trainer(tmp_path).fit(self_forcing(files, teacher_rope_factor=2.0), Rollouts())
     with pytest.raises(ValueError, match="holds a student, but a teacher is needed"):
         trainer(tmp_path).fit(self_forcing({**files, "teacher": files["init"]}), Rollouts())
+    with pytest.raises(ValueError, match=r"prefix_share=0\.5, but the teacher .* continues one image only"):
+        trainer(tmp_path).fit(self_forcing(files, prefix_share=0.5), Rollouts())
+    with pytest.raises(ValueError, match=r"prefix_share=1\.5 must be in \[0, 1\]"):
+        self_forcing(files, prefix_share=1.5)
+    with pytest.raises(ValueError, match="a clip of 9 frames has one block after the image"):
+        self_forcing(files, clip=dataclasses.replace(CLIP, horizons=(9,)), prefix_share=0.5)
 
 
 def test_a_student_that_generates_in_another_way_is_refused_before_any_step(files, tmp_path):

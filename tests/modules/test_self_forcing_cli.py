@@ -34,7 +34,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     samples = [(f"s{i:03d}", latents_sample(33, seed=i, scene=f"room{i % 4}", size=64)) for i in range(8)]
     write_dataset(folder / "latents", samples)
-    write_files(folder, config=NANO)
+    write_files(folder, config=NANO, prefix_share=0.5)
     stretched = dataclasses.replace(NANO, net=dataclasses.replace(NET, rope_factor=2.0))
     write_files(folder / "stretched", config=stretched)
     return folder
