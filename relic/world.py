@@ -6,6 +6,7 @@ vae.safetensors       the autoencoder
 start.png             a picture to start from, if it has one; its prompt is in world.yaml
 
 session = relic.World.load("bundle").start(image, "a red room", seed=0)
+session = relic.World.load("tiny").start()  # the world that is shipped
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from relic.nn.checkpoints import (
     write_weights,
 )
 from relic.nn.denoiser import Denoiser
+from relic.nn.eight_bits import FromEightBits, InEightBits
 from relic.nn.memory import Memory
 from relic.nn.memory_plan import MemoryPlan
 from relic.nn.student import StudentConfig
+from relic.nn.tensor_files import Tensors
 from relic.nn.tiny_vae import TinyVAE, TinyVAEConfig
 from relic.nn.wan_layout import open_tensors
 from relic.ops.words import word_ids
@@ -44,10 +47,11 @@ from relic.rollout import KeyedNoise, Rollout
 from relic.session import Session, Snapshot
 from relic.types import latents_of
 
-__all__ = ["Scene", "World", "write_bundle"]
+__all__ = ["Scene", "World", "find_bundle", "write_bundle"]
 
 FORMAT = "relic-world/1"
 CARD, STUDENT, VAE, START = "world.yaml", "student.safetensors", "vae.safetensors", "start.png"
+SHIPPED = Path(__file__).with_name("worlds")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,13 +99,14 @@ class World:
     ) -> World:
         """Read a bundle.
 
-        device: where networks and memories are. dtype: of the student and its memory; bfloat16 on a GPU.
+        path: its folder, or the name of a world that is shipped: "tiny". device: where networks and memories
+        are. dtype: of the student and its memory; bfloat16 on a GPU.
 
         Raises:
             FileNotFoundError: If the folder or a file of it is missing.
             ValueError: If it is of another format, or its files are not those that it was written with.
         """
-        root = Path(path)
+        root = find_bundle(path)
         card = read_card(root)
         for name, expected in card["files"].items():
             found = file_sha256(root / name)
@@ -211,6 +216,12 @@ class World:
         return ids[None].to(next(self.net.parameters()).device)
 
 
+def find_bundle(path: str | Path) -> Path:
+    """Return the folder of a bundle: `path`, unless nothing is there and a shipped world has that name."""
+    shipped = SHIPPED / path
+    return shipped if not Path(path).exists() and (shipped / CARD).is_file() else Path(path)
+
+
 def write_bundle(
     path: str | Path,
     *,
@@ -224,7 +235,7 @@ def write_bundle(
     """Write a bundle from weights on disk.
 
     config: the student's, with the policy and sampler to play with. dtype: that weights are rounded to; None
-    copies the files as they are.
+    copies the files as they are. int8 is for the student's matrices; the autoencoder is then bfloat16.
 
     Raises:
         FileExistsError: If `path` exists.
@@ -236,8 +247,13 @@ def write_bundle(
             if dtype is None:
                 shutil.copyfile(source, folder / name)
             else:
-                header, tensors = read_header(source), open_tensors(Path(source), member=None)
-                write_weights(folder / name, tensors, **header, dtype=dtype)
+                header = read_header(source)
+                tensors: Tensors = FromEightBits(open_tensors(Path(source), member=None))
+                if dtype == torch.int8 and name == STUDENT:
+                    write_weights(folder / name, InEightBits(tensors), **header)
+                else:
+                    floats = torch.bfloat16 if dtype == torch.int8 else dtype
+                    write_weights(folder / name, tensors, **header, dtype=floats)
 
     own = StudentConfig.from_header(read_header(student, kind="student")["config"])
     _check_same(Path(student), own, config)
@@ -255,7 +271,10 @@ def read_card(root: Path) -> dict[str, Any]:
     path = root / CARD
     if not path.is_file():
         there = "the folder does not exist" if not root.is_dir() else f"it holds no {CARD}"
-        raise FileNotFoundError(f"No world at {root}: {there}. Write one: relic export.")
+        shipped = ", ".join(sorted(folder.name for folder in SHIPPED.glob("*/")))
+        raise FileNotFoundError(
+            f"No world at {root}: {there}. Write one: relic export. Shipped: {shipped or 'none'}."
+        )
     card = yaml.safe_load(path.read_text(encoding="utf-8"))
     found = card.get("format") if isinstance(card, dict) else None
     if found != FORMAT:

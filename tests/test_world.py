@@ -64,6 +64,18 @@ def test_a_scene_survives_its_bundle_and_is_where_a_world_is_entered(tmp_path):
         World.load(tmp_path / "bundle")
 
 
+def test_a_shipped_world_is_found_by_name_unless_a_folder_of_that_name_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("relic.world.SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    world_of().save(tmp_path / "shipped" / "nano")
+    assert World.load("nano").config == config_of()
+    with pytest.raises(FileNotFoundError, match=r"No world at other: .*\. Shipped: nano\."):
+        World.load("other")
+    (tmp_path / "nano").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"No world at nano: it holds no world\.yaml"):
+        World.load("nano")
+
+
 def test_a_bundle_says_what_it_is(bundle):
     card = yaml.safe_load((bundle / "world.yaml").read_text())
     assert card["format"] == "relic-world/1" and card["d_bar"] == 0.25

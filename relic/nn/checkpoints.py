@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from relic.nn.control import ControlConfig
 from relic.nn.dit import DiTConfig
+from relic.nn.eight_bits import FromEightBits
 from relic.nn.placing import fresh_values, place
 from relic.nn.tensor_files import (
     Renamed,
@@ -152,7 +153,7 @@ def _open(source: WeightsSource, *, kind: str) -> _Opened:
     tensors = open_tensors(path, member=source.member)
     header = own_header(path, tensors, kind=kind)
     if header is not None:
-        return _Opened(path, tensors, header["config"].get("dit", {}), alone=False)
+        return _Opened(path, FromEightBits(tensors), header["config"].get("dit", {}), alone=False)
     checkpoint = recognised(path, tensors)
     heads = {} if checkpoint.heads is None else {"heads": checkpoint.heads}
     return _Opened(path, checkpoint.tensors, {"rope_factor": 1.0, **heads}, alone=True)

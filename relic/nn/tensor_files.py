@@ -27,6 +27,7 @@ __all__ = [
     "Tensors",
     "TensorsInMemory",
     "load_torch_dict",
+    "part",
     "read_config",
 ]
 
@@ -83,10 +84,11 @@ class TensorsInMemory(Tensors):
 
     def stream(self) -> Iterator[tuple[str, Read]]:
         for name, tensor in self.tensors.items():
-            yield name, partial(_part, tensor.detach())
+            yield name, partial(part, tensor.detach())
 
 
-def _part(tensor: Tensor, span: Span | None) -> Tensor:
+def part(tensor: Tensor, span: Span | None) -> Tensor:
+    """Return a span of a tensor, or all of it."""
     return tensor if span is None else tensor[span]
 
 

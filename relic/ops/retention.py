@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = [
     "SCHEDULE",
@@ -26,6 +26,7 @@ __all__ = [
     "block_that_ends",
     "check_policy",
     "factors_seen",
+    "parse_policy",
     "window_blocks",
     "window_start",
 ]
@@ -198,6 +199,42 @@ class Compressed(Policy):
 
 
 AnyPolicy = Full | Window | SinkWindow | Compressed  # what a config may name, by its fields
+WORDS = (
+    "own, full, window:LATENTS, sink_window:SINK:LATENTS, compressed, compressed:LATENTS or "
+    "compressed:LATENTS:SCHEDULE (1,4,2)"
+)
+
+
+def parse_policy(text: str, *, own: AnyPolicy) -> AnyPolicy:
+    """Read a memory policy: `full`, `window:8`, `sink_window:1:8`, `compressed`, `compressed:8`,
+    `compressed:8:1,4,2`, `own`.
+
+    own: What `own` stands for. What `compressed` leaves open is taken from there if that is compressed, else
+        as in the paper.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    base = own if isinstance(own, Compressed) else Compressed()
+    name, *sizes = text.split(":")
+    if not all(part.isdecimal() for size in sizes for part in size.split(",")):
+        raise ValueError(f"policy {text!r}: sizes are whole numbers of latents; known are {WORDS}.")
+    match name, [tuple(int(part) for part in size.split(",")) for size in sizes]:
+        case "own", []:
+            return own
+        case "full", []:
+            return Full()
+        case "window", [(latents,)]:
+            return Window(latents=latents)
+        case "sink_window", [(sink,), (window,)]:
+            return SinkWindow(sink=sink, window=window)
+        case "compressed", []:
+            return base
+        case "compressed", [(window,)]:
+            return replace(base, window=window)
+        case "compressed", [(window,), schedule]:
+            return replace(base, window=window, schedule=schedule)
+    raise ValueError(f"policy {text!r} is not known; known are {WORDS}.")
 
 
 def _check_window(name: str, latents: int) -> None:

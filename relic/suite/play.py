@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from relic.ops.actions import encode_actions
-from relic.ops.retention import AnyPolicy, Compressed, Full, SinkWindow, Window
 from relic.ops.video import from_uint8, to_uint8
 from relic.session import Codec
 from relic.types import Clip
 from relic.world import World
 
-__all__ = ["OWN", "Contestant", "parse_policy", "play", "reconstruct", "why_not"]
-
-OWN = "own"  # the policy that a bundle was exported with
-POLICIES = "own, full, window:LATENTS, sink_window:SINK:LATENTS, compressed or compressed:LATENTS"
+__all__ = ["Contestant", "play", "reconstruct", "why_not"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,35 +36,6 @@ class Contestant:
     def block_frames(self) -> int:
         """Frames of a block."""
         return 4 * self.world.config.clip.block_latents
-
-
-def parse_policy(text: str, *, own: AnyPolicy) -> AnyPolicy:
-    """Read a memory policy: `full`, `window:8`, `sink_window:1:8`, `compressed`, `compressed:8`, `own`.
-
-    own: What `own` stands for. `compressed` takes its schedule from there if that is compressed, else the
-        paper's.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    name, *sizes = text.split(":")
-    if not all(size.isdecimal() for size in sizes):
-        raise ValueError(f"policy {text!r}: sizes are whole numbers of latents; known are {POLICIES}.")
-    numbers = [int(size) for size in sizes]
-    match name, numbers:
-        case "own", []:
-            return own
-        case "full", []:
-            return Full()
-        case "window", [latents]:
-            return Window(latents=latents)
-        case "sink_window", [sink, window]:
-            return SinkWindow(sink=sink, window=window)
-        case "compressed", []:
-            return own if isinstance(own, Compressed) else Compressed()
-        case "compressed", [window]:
-            return replace(own if isinstance(own, Compressed) else Compressed(), window=window)
-    raise ValueError(f"policy {text!r} is not known; known are {POLICIES}.")
 
 
 def why_not(world: World, *, num_frames: int) -> str | None:

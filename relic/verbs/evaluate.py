@@ -20,11 +20,12 @@ from relic.metrics.pose.estimator import PoseEstimator
 from relic.metrics.pose.visual_odometry import VisualOdometry
 from relic.metrics.revisit import RevisitRule
 from relic.metrics.similarity import LPIPS, LPIPSUnavailable, load_lpips
+from relic.ops.retention import parse_policy
 from relic.suite.case import Case
 from relic.suite.judges import Judges
 from relic.suite.memobench import find_memobench
 from relic.suite.mind import MindCase, find_mind, mind_result
-from relic.suite.play import Contestant, parse_policy, why_not
+from relic.suite.play import Contestant, why_not
 from relic.suite.recordings import Shape
 from relic.suite.report import build_report, write_report
 from relic.suite.run import folder_of, records_of, run, video_path
@@ -32,7 +33,7 @@ from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
 from relic.suite.vbench import VBenchUnavailable, run_vbench
-from relic.world import World, read_card
+from relic.world import World, find_bundle, read_card
 
 __all__ = ["evaluate"]
 
@@ -72,7 +73,8 @@ def evaluate(
         data: That folder.
         out: Folder of the run.
         beside: Further bundles, of the same size, rate, block length and d_bar.
-        policy: Memories that each bundle is played with: own, full, window:8, sink_window:1:8, compressed:8.
+        policy: Memories that each bundle is played with: own, full, window:8, sink_window:1:8, compressed:8,
+            compressed:8:1,4,2 (its schedule).
         groups: Groups of scripts; all by default.
         seconds: Lengths of scripts, 5 10 20 60; all by default. What is beyond a world's horizon is skipped;
             4 is for worlds that are shorter than 5 s.
@@ -245,8 +247,9 @@ def load_contestants(bundles: Sequence[str], *, policies: Sequence[str], device:
     found: list[Contestant] = []
     for bundle in bundles:
         world = World.load(bundle, device=device, dtype=dtype)
-        files = digest(json.dumps(read_card(Path(bundle))["files"], sort_keys=True).encode())
-        name = Path(bundle).resolve().name
+        root = find_bundle(bundle)
+        files = digest(json.dumps(read_card(root)["files"], sort_keys=True).encode())
+        name = root.resolve().name
         for text in policies:
             kind = parse_policy(text, own=world.config.policy)
             played = replace(world, config=replace(world.config, policy=kind))

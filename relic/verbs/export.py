@@ -13,7 +13,7 @@ from relic.data.index import Index
 from relic.data.picture import fitted, open_image
 from relic.nn.checkpoints import read_header
 from relic.nn.student import StudentConfig
-from relic.ops.retention import Compressed
+from relic.ops.retention import Compressed, parse_policy
 from relic.world import Scene, write_bundle
 
 __all__ = ["export", "median_d_bar"]
@@ -26,10 +26,11 @@ def export(
     out: str,
     data: str | None = None,
     d_bar: float | None = None,
+    policy: str = "own",
     max_latents: int | None = None,
     image: str | None = None,
     prompt: str = "",
-    dtype: Literal["keep", "bfloat16"] = "keep",
+    dtype: Literal["keep", "bfloat16", "int8"] = "keep",
 ) -> None:
     """Write a world bundle from a fitted student and its autoencoder.
 
@@ -39,11 +40,13 @@ def export(
         out: The bundle, a new folder.
         data: Training set, by whose index the unit of scripted motion (the median d_bar) is measured.
         d_bar: That unit itself, scene units a frame, instead of data.
-        max_latents: Bound the student's compressed memory to so many latents, which makes streams endless; by
-            default the policy stays as it was trained.
+        policy: Memory to play with, by default that of the training: own, full, window:8, sink_window:1:8,
+            compressed:8, compressed:8:1,4,2 (its schedule). With another, measure what it remembers.
+        max_latents: Bound a compressed memory to so many latents, which makes streams endless.
         image: Picture where the world is entered unless a player brings another; cropped and scaled.
         prompt: What is there.
-        dtype: Dtype of the weights; keep leaves them as they are, bfloat16 rounds them and halves the files.
+        dtype: Dtype of the weights in the files; keep leaves them as they are, bfloat16 rounds them to half
+            the bytes, int8 the student's matrices to a quarter (the autoencoder to bfloat16).
     """
     header = read_header(student, kind="student")["config"]
     config = StudentConfig.from_header(header)
@@ -51,10 +54,11 @@ def export(
         raise ValueError(
             "give either --data, the training set, or --d_bar, the unit of motion in scene units."
         )
+    config = replace(config, policy=parse_policy(policy, own=config.policy))
     if max_latents is not None:
         if not isinstance(config.policy, Compressed):
             raise ValueError(
-                f"max_latents={max_latents} bounds a compressed memory; this student's is {config.policy}."
+                f"max_latents={max_latents} bounds a compressed memory; this one is {config.policy}."
             )
         config = replace(config, policy=replace(config.policy, max_latents=max_latents))
     if prompt and image is None:
@@ -68,7 +72,7 @@ def export(
     assert unit is not None
     write_bundle(
         out, student=student, vae=vae, d_bar=unit, config=config, scene=scene,
-        dtype=torch.bfloat16 if dtype == "bfloat16" else None,
+        dtype={"keep": None, "bfloat16": torch.bfloat16, "int8": torch.int8}[dtype],
     )  # fmt: skip
     size = sum(file.stat().st_size for file in Path(out).iterdir()) / 2**20
     endless = config.policy.repositions

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from relic.ops.retention import (
@@ -9,6 +11,7 @@ from relic.ops.retention import (
     block_range,
     block_that_ends,
     factors_seen,
+    parse_policy,
     window_start,
 )  # fmt: skip
 
@@ -59,3 +62,20 @@ def test_who_is_kept_must_be_said_once_it_depends_on_poses():
     assert seen == (1, 2, 0, 0, 1, 0, 0, 2, 1, 1, 1, 1, 1)
     with pytest.raises(ValueError, match="All 5 slots are taken: give poses"):
         admit(policy, (0, 1, 2, 3, 4), 5)
+
+
+def test_policies_are_said_in_a_word():
+    short = Compressed(window=4, schedule=(1, 2))
+    assert parse_policy("own", own=short) == short
+    assert parse_policy("full", own=short) == Full()
+    assert parse_policy("window:8", own=short) == Window(latents=8)
+    assert parse_policy("sink_window:1:8", own=short) == SinkWindow(sink=1, window=8)
+    assert parse_policy("compressed", own=short) == short
+    assert parse_policy("compressed", own=Full()) == Compressed()
+    assert parse_policy("compressed:8", own=short) == replace(short, window=8)
+    longer = parse_policy("compressed:8:1,4,2", own=short)
+    assert longer == replace(short, window=8, schedule=(1, 4, 2))
+    assert parse_policy("compressed:4:2", own=Full()) == Compressed(window=4, schedule=(2,))
+    for text in ("fool", "window", "window:x", "full:3", "sink_window:1", "compressed:8:1-2", "window:1,2"):
+        with pytest.raises(ValueError, match=f"policy '{text}'.*known are own, full, window:LATENTS"):
+            parse_policy(text, own=short)

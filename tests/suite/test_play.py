@@ -1,13 +1,10 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from relic.ops.actions import encode_actions, integrate
-from relic.ops.retention import Compressed, Full, SinkWindow, Window
-from relic.suite.play import parse_policy, play, reconstruct, why_not
+from relic.suite.play import play, reconstruct, why_not
 from relic.types import Clip
-from tests.bundles import ACTIONS, BOUNDED, FRAMES, SHORT, image_of, world_of
+from tests.bundles import ACTIONS, BOUNDED, FRAMES, image_of, world_of
 
 VIDEO = image_of(frames=41)
 STEER = encode_actions(integrate(ACTIONS, d_bar=0.25), d_bar=0.25).float()
@@ -48,19 +45,6 @@ def test_a_reconstruction_is_what_a_session_shows_of_true_frames():
     assert torch.equal(whole[0], session.shown)
     session.prefill(VIDEO[1:17], ACTIONS[1:17])
     assert torch.equal(whole[16], session.shown) and whole.shape == VIDEO.shape
-
-
-def test_policies_are_said_in_a_word():
-    assert parse_policy("own", own=SHORT) == SHORT
-    assert parse_policy("full", own=SHORT) == Full()
-    assert parse_policy("window:8", own=SHORT) == Window(latents=8)
-    assert parse_policy("sink_window:1:8", own=SHORT) == SinkWindow(sink=1, window=8)
-    assert parse_policy("compressed", own=SHORT) == SHORT
-    assert parse_policy("compressed", own=Full()) == Compressed()
-    assert parse_policy("compressed:8", own=SHORT) == replace(SHORT, window=8)
-    for text in ("fool", "window", "window:x", "full:3", "sink_window:1"):
-        with pytest.raises(ValueError, match=f"policy '{text}'.*known are own, full, window:LATENTS"):
-            parse_policy(text, own=SHORT)
 
 
 def test_why_a_world_cannot_play_a_length_is_said():

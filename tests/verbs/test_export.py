@@ -53,6 +53,16 @@ def test_a_bounded_memory_is_asked_for_at_export(tmp_path, capsys):
     assert "streams are endless" in capsys.readouterr().out
 
 
+def test_a_world_may_be_played_with_another_memory_than_it_was_fitted_with(tmp_path):
+    student, vae = write_files(tmp_path / "runs", Full())
+    policy = ["--policy", "compressed:2:2,1", "--max_latents", "7"]
+    export(student, vae, tmp_path / "bundle", "--d_bar", "1", *policy)
+    expected = Compressed(window=2, schedule=(2, 1), max_latents=7)
+    assert World.load(tmp_path / "bundle").config.policy == expected
+    with pytest.raises(SystemExit, match="policy 'none' is not known; known are own, full"):
+        export(student, vae, tmp_path / "other", "--d_bar", "1", "--policy", "none")
+
+
 def test_weights_are_rounded_and_a_picture_is_put_in_on_demand(tmp_path):
     student, vae = write_files(tmp_path / "runs")
     wide = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -68,6 +78,24 @@ def test_weights_are_rounded_and_a_picture_is_put_in_on_demand(tmp_path):
             assert torch.equal(a, b.bfloat16().float())
     sizes = [(tmp_path / name / "student.safetensors").stat().st_size for name in ("bundle", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_matrices_of_the_student_are_rounded_to_8_bits_on_demand(tmp_path):
+    student, vae = write_files(tmp_path / "runs")
+    export(student, vae, tmp_path / "small", "--d_bar", "1", "--dtype", "int8")
+    export(student, vae, tmp_path / "whole", "--d_bar", "1")
+    small, whole = World.load(tmp_path / "small"), World.load(tmp_path / "whole")
+    changed = 0
+    for a, b in zip(small.net.parameters(), whole.net.parameters(), strict=True):
+        assert a.dtype == b.dtype and (a - b).abs().max() <= b.abs().max() / 253
+        changed += not torch.equal(a, b)
+    assert changed
+    for a, b in zip(small.vae.parameters(), whole.vae.parameters(), strict=True):
+        assert torch.equal(a, b.bfloat16().float())
+    again = tmp_path / "small" / "student.safetensors"  # what was rounded is a student as any other
+    export(str(again), vae, tmp_path / "again", "--d_bar", "1", "--dtype", "bfloat16")
+    for a, b in zip(World.load(tmp_path / "again").net.parameters(), small.net.parameters(), strict=True):
+        assert torch.equal(a, b.bfloat16().float())
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
@@ -86,7 +114,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"max_latents=12 goes beyond the 11 latents .* use at most 11"):
         export(student, vae, out, "--d_bar", "1", "--max_latents", "12")
     full, vae = write_files(tmp_path / "full", Full())
-    with pytest.raises(SystemExit, match=r"max_latents=9 bounds a compressed memory; this student's is Full"):
+    with pytest.raises(SystemExit, match=r"max_latents=9 bounds a compressed memory; this one is Full"):
         export(full, vae, out, "--d_bar", "1", "--max_latents", "9")
     with pytest.raises(SystemExit, match=r"d_bar=-1\.0 must be positive"):
         export(student, vae, out, "--d_bar", "-1")
