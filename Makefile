@@ -7,7 +7,7 @@ RUN := $(VENV)/bin
 .PHONY: demo test lint types wheel bench clean help
 
 help:
-	@echo "make demo    render a small world, fit it, and write runs/demo/report.html (about eight minutes on two cores, no GPU)"
+	@echo "make demo    walk through the shipped world; render a smaller one, fit it, write runs/demo/report.html (eight minutes, two cores)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style            make types   check types"
 	@echo "make wheel   build the wheel and try it away from the checkout"

@@ -1,11 +1,12 @@
 """How long from a key to a picture that knows of it? Streaming on this machine, by the length of a block.
 
-A student with random weights is played as `relic.Session` plays it, decoder included, to the end of its
-horizon, when its memory is full. Blocks are generated so that each is ready when the one before it ends; a
-key waits for the next block to be begun. With T seconds a block and g to generate it, that takes g, and up to
-T more, evenly.
+A student with random weights, or a world, is played as `relic.Session` plays it, decoder included, for
+`--frames` frames, in which its memory fills. Blocks are generated so that each is ready when the one before
+it ends; a key waits for the next block to be begun. With T seconds a block and g to generate it, that takes
+g, and up to T more, evenly.
 
     python benchmarks/latency.py --blocks 2 4 --threads 2
+    python benchmarks/latency.py --world tiny
 """
 
 from __future__ import annotations
@@ -60,26 +61,33 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 4], help="latents of a block")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--world", help="a bundle, whose sizes and steps then count")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(describe_machine())
-    print(f"{args.threads} threads, {args.size[0]}x{args.size[1]}, {args.steps} steps")
-    for block_latents in args.blocks:
+    print(f"{args.threads} threads")
+    for block_latents in [None] if args.world else args.blocks:
         for name in args.dtypes:
-            world = world_of(args, block_latents=block_latents, dtype=getattr(torch, name))
-            image = torch.randint(0, 256, (*args.size, 3), dtype=torch.uint8)
+            dtype = getattr(torch, name)
+            if block_latents is None:
+                world = World.load(args.world, dtype=dtype)
+            else:
+                world = world_of(args, block_latents=block_latents, dtype=dtype)
+            clip, sampler = world.config.clip, world.config.sampler
+            image = torch.randint(0, 256, (clip.height, clip.width, 3), dtype=torch.uint8)
             session = world.start(image, "a room", seed=0)
-            frames, times = TIME_STRIDE * block_latents, []
+            frames, times = TIME_STRIDE * clip.block_latents, []
             actions = torch.zeros(frames, 13)
             actions[:, 0] = 1.0
             for _ in range((args.frames - 1) // frames):
                 start = time.perf_counter()
                 session.step(actions)
                 times.append(time.perf_counter() - start)
-            taken, fps = torch.tensor(times[1:]), world.config.clip.fps
-            waits = torch.linspace(0, 1, 101)[:, None] * frames / fps + taken
+            taken = torch.tensor(times[1:])
+            waits = torch.linspace(0, 1, 101)[:, None] * frames / clip.fps + taken
+            what = f"{clip.height}x{clip.width}, {sampler.steps} steps, blocks of {clip.block_latents}"
             print(
-                f"blocks of {block_latents}, {name:<8} {frames / taken.mean():5.1f} frames/s, at the end "
+                f"{what}, {name:<8} {frames / taken.mean():5.1f} frames/s, at the end "
                 f"{frames / taken[-4:].mean():5.1f}; a block {taken.median():.2f} s, key to picture "
                 f"{waits.median():.2f} s, 95th percentile {waits.quantile(0.95):.2f} s",
                 flush=True,

@@ -53,9 +53,7 @@ FORCING: dict[str, Any] = {  # the critic has little time to catch up, and capti
 }  # fmt: skip
 RATES = {"5s": 2e-3, "20s": 1e-3}  # of the teachers
 NET = yaml.safe_load(find_config("configs/net/tiny.yaml").read_text())
-STUDENTS = {  # stages, and which one each goes on from
-    "causal_init": None, "self_forcing_5s": "causal_init", "self_forcing_20s": "self_forcing_5s",
-}  # fmt: skip
+STUDENTS = ("causal_init", "self_forcing_5s", "self_forcing_20s")  # each goes on from the one before
 YARN = 81 / 21
 TURNED = 0.3  # share of windows that go back the way they came
 REMEMBERED = ("out_and_back", "look_away", "turn_round", "loop")  # groups of scripts that ask for memory
@@ -299,7 +297,8 @@ class Chain:
         self.end("pairs")
 
     def students(self) -> None:
-        for stage, before in STUDENTS.items():
+        stages = [stage for stage in STUDENTS if stage not in self.args.skip]
+        for stage, before in zip(stages, [None, *stages], strict=False):
             commands = [self.fit_student(stage, before, arm=arm, seed=seed) for arm, seed in self.fitted]
             products = [self.student(stage, *which) for which in self.fitted]
             self.run("_".join([stage, *self.args.arm]), products, commands, at_a_time=len(self.args.gpus))
@@ -415,6 +414,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=8, help="evaluate with so many scenes a script; 0: not")
     parser.add_argument("--lpips", help="file with torchvision's AlexNet")
     parser.add_argument("--start", help="an earlier run: autoencoder and teachers go on from its weights")
+    parser.add_argument("--skip", nargs="+", default=[], help="stages of students that are left out")
     parser.add_argument("--until", help="the last stage to run")
     args = parser.parse_args()
     args.arms = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text())

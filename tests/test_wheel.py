@@ -69,6 +69,11 @@ def test_an_installed_relic_finds_its_configs(site, tmp_path, config):
     assert found.read_text() == (ROOT / config).read_text()
 
 
+def test_an_installed_relic_holds_its_world(site, tmp_path):
+    code = "import relic; world = relic.World.load('tiny'); print(world.start().step)"
+    assert "Session.step" in run("-c", code, cwd=tmp_path, path=site)
+
+
 def test_an_installed_relic_shows_its_commands(site, tmp_path):
     assert "relic COMMAND" in run("-m", "relic.cli", "--help", cwd=tmp_path, path=site)
     assert run("-m", "relic.cli", "--version", cwd=tmp_path, path=site)

@@ -9,10 +9,12 @@ import torch
 import yaml
 
 import relic
+from relic.cli import main
 from relic.nn.checkpoints import file_sha256
 from relic.nn.student import FewSteps
 from relic.ops.actions import parse_script
 from relic.ops.retention import Full
+from relic.ops.video import psnr
 from relic.world import Scene, World, write_bundle
 from tests.bundles import (
     BOUNDED,
@@ -62,6 +64,33 @@ def test_a_scene_survives_its_bundle_and_is_where_a_world_is_entered(tmp_path):
     (tmp_path / "bundle" / "start.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks start.png: copy the bundle again"):
         World.load(tmp_path / "bundle")
+
+
+def test_the_shipped_world_streams_and_comes_back_to_its_own_picture():
+    world = World.load("tiny")
+    session = world.start(seed=0)
+    away, back = (session.step(stretch) for stretch in parse_script("pan_right*8 pan_left*8")[1:].split(8))
+    assert away.shape == back.shape == (8, 128, 256, 3)
+    assert psnr(back[-1], world.scene.image) > 22 > psnr(away[-1], world.scene.image) + 3
+
+
+@pytest.mark.slow
+def test_the_shipped_world_remembers_what_its_window_does_not_hold(tmp_path):
+    words = [
+        "--groups",
+        "look_away",
+        "--seconds",
+        "10",
+        "--out",
+        str(tmp_path),
+        "--policy",
+        "own",
+        "window:4",
+    ]
+    main(["evaluate", "tiny", *words])
+    summary = json.loads((tmp_path / "report.json").read_text())["summary"]
+    scores = [summary[f"tiny ({name})"]["all"]["memory/psnr_revisit"]["mean"] for name in ("own", "window:4")]
+    assert scores[0] > 20 and scores[0] > scores[1] + 5
 
 
 def test_a_shipped_world_is_found_by_name_unless_a_folder_of_that_name_is_there(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`relic demo`: render a small world, fit the autoencoder and the teacher, and look at samples."""
+"""`relic demo`: walk through the shipped world; then render one, fit autoencoder and teacher, see samples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from relic.cli import find_config
 
 __all__ = ["demo"]
 
+TOUR = "pan_right*40 static*8 pan_left*40 dolly_in*24 dolly_out*24 pan_left*32 static*8 pan_right*32"
+
 
 def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed: int = 0) -> None:
-    """Render, fit and sample a small world on this machine, and write a report with truth beside samples.
+    """Walk through the shipped world; then render, fit and sample a smaller one on this machine, and write a
+    report with truth beside samples.
 
     Every step is a `relic` command that you could type yourself; it is printed before it runs. Stopped, the
     demo goes on where it was when started again.
@@ -28,6 +31,9 @@ def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed:
     root, started = Path(out), time.monotonic()
     clips, latents = root / "clips", root / "latents"
     vae, teacher = root / "autoencoder" / "tiny_vae.safetensors", root / "teacher" / "teacher.safetensors"
+    video = root / "tiny.mp4"
+    if not video.exists():
+        run("rollout", "tiny", "--actions", TOUR, "--panel", "true", "--out", video)
     run("render", "--out", clips, "--scenes", scenes, "--minutes", minutes, "--size", 64, 96, "--seed", seed)
     seeds = (f"--model.init_args.seed={seed}", f"--data.seed={seed}")
     fit("configs/autoencoder/demo.yaml", *seeds, data=clips, root=vae.parent, product=vae)
@@ -55,7 +61,9 @@ def demo(*, out: str = "runs/demo", scenes: int = 3, minutes: float = 1.5, seed:
     )
     report = ["report", teacher, "--vae", vae, "--clips", clips, "--out", root / "report.html"]
     run(*report, "--validation_scenes", 1, "--evaluation_scenes", 0, "--seed", seed)
-    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {root / 'report.html'}")
+    print(
+        f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {video} and {root / 'report.html'}"
+    )
 
 
 def fit(config: str, *extra: str, data: Path, root: Path, product: Path) -> None:
