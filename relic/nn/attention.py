@@ -72,27 +72,27 @@ def _read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(*(x.transpose(0, 1)[None] for x in (q, k, v)))[0].transpose(0, 1)
 
 
-def taken(x: Tensor, ranges: Ranges) -> Tensor:
-    """Return ranges of x (m, ...), which may overlap, one after another. Cheaper than slices, whose backward
-    passes each fill the length of x.
+def taken(x: Tensor, ranges: Ranges, *, dim: int = 0) -> Tensor:
+    """Return ranges of x along a dimension, which may overlap, one after another. Cheaper than slices, whose
+    backward passes each fill the length of x.
     """
-    return _Taken.apply(x, ranges)
+    return _Taken.apply(x, ranges, dim)
 
 
 class _Taken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranges: Ranges) -> Tensor:
-        ctx.ranges, ctx.size = ranges, len(x)
-        return torch.cat([x[start:stop] for start, stop in ranges])
+    def forward(ctx: Any, x: Tensor, ranges: Ranges, dim: int) -> Tensor:
+        ctx.ranges, ctx.dim, ctx.size = ranges, dim, x.shape
+        return torch.cat([x.narrow(dim, start, stop - start) for start, stop in ranges], dim)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        summed = grad.new_zeros(ctx.size, *grad.shape[1:])
-        pieces = grad.split([stop - start for start, stop in ctx.ranges])
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        summed = grad.new_zeros(ctx.size)
+        pieces = grad.split([stop - start for start, stop in ctx.ranges], ctx.dim)
         for (start, stop), piece in zip(ctx.ranges, pieces, strict=True):
-            summed[start:stop] += piece
-        return summed, None
+            summed.narrow(ctx.dim, start, stop - start).add_(piece)
+        return summed, None, None
 
 
 def _fast(q: Tensor) -> bool:

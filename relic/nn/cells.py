@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from relic.nn.attention import taken
 from relic.nn.context import KV, Pool, Rays, Turns
 from relic.ops.rope import composed
 
@@ -42,6 +42,5 @@ def turns_of(
 
 def _chosen(x: Tensor, latents: Sequence[int], *, size: int) -> Tensor:
     """Return the tokens of some latents of (b, k, t·size, d), latent by latent."""
-    # one by one: an index would come from the host, and its backward pass adds up what is sorted
-    every = x.split(size, dim=2)
-    return torch.cat([every[i] for i in latents], dim=2)
+    # no index: it would come from the host, and its backward pass adds up what is sorted
+    return taken(x, tuple((i * size, (i + 1) * size) for i in latents), dim=2)
