@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 4], help="latents of a block")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--world", help="a bundle, whose sizes and steps then count")
+    parser.add_argument("--world", help="a bundle, whose own sizes and steps count, not those given here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(describe_machine())
@@ -79,7 +79,8 @@ def main() -> None:
             frames, times = TIME_STRIDE * clip.block_latents, []
             actions = torch.zeros(frames, 13)
             actions[:, 0] = 1.0
-            for _ in range((args.frames - 1) // frames):
+            length = args.frames if world.endless else min(args.frames, clip.max_frames)
+            for _ in range((length - 1) // frames):
                 start = time.perf_counter()
                 session.step(actions)
                 times.append(time.perf_counter() - start)

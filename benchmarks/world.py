@@ -414,7 +414,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=8, help="evaluate with so many scenes a script; 0: not")
     parser.add_argument("--lpips", help="file with torchvision's AlexNet")
     parser.add_argument("--start", help="an earlier run: autoencoder and teachers go on from its weights")
-    parser.add_argument("--skip", nargs="+", default=[], help="stages of students that are left out")
+    parser.add_argument("--skip", nargs="+", default=[], choices=STUDENTS[1:-1], help="stages left out")
     parser.add_argument("--until", help="the last stage to run")
     args = parser.parse_args()
     args.arms = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text())

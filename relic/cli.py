@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 __all__ = ["find_config", "main"]
 
@@ -27,7 +28,7 @@ VERBS = {
     "rollout": "roll a world out from an image along a script of actions",
     "evaluate": "play a suite of scripted paths and score memory and motion against the engine",
     "convert": "convert weights between public Wan2.1 layouts and relic's own files",
-    "demo": "render, fit and sample a small world, with a report at the end",
+    "demo": "walk through the shipped world; render, fit and sample a smaller one, with a report",
 }
 
 
@@ -108,8 +109,9 @@ def run_verb(name: str, words: list[str]) -> None:
 
 
 def _join_tuples(function: Callable[..., Any], words: list[str]) -> list[str]:
-    """Let tuples be written as words: `--size 128 256` becomes `--size [128,256]`."""
-    tuples = {f"--{name}" for name, hint in get_type_hints(function).items() if get_origin(hint) is tuple}
+    """Let tuples be written as words: `--size 128 256` becomes `--size [128,256]`, strings in quotes."""
+    hints = {f"--{name}": hint for name, hint in get_type_hints(function).items()}
+    tuples = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is tuple}
     joined: list[str] = []
     rest = iter(words)
     word = next(rest, None)
@@ -121,7 +123,8 @@ def _join_tuples(function: Callable[..., Any], words: list[str]) -> list[str]:
             while following is not None and not following.startswith("--"):
                 values.append(following)
                 following = next(rest, None)
-            joined.append(f"[{','.join(values)}]")
+            quote = json.dumps if str in tuples[word] else str
+            joined.append(f"[{','.join(map(quote, values))}]")
         word = following
     return joined
 

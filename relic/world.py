@@ -219,7 +219,7 @@ class World:
 def find_bundle(path: str | Path) -> Path:
     """Return the folder of a bundle: `path`, unless nothing is there and a shipped world has that name."""
     shipped = SHIPPED / path
-    return shipped if not Path(path).exists() and (shipped / CARD).is_file() else Path(path)
+    return shipped if not Path(path).is_dir() and (shipped / CARD).is_file() else Path(path)
 
 
 def write_bundle(
@@ -271,9 +271,11 @@ def read_card(root: Path) -> dict[str, Any]:
     path = root / CARD
     if not path.is_file():
         there = "the folder does not exist" if not root.is_dir() else f"it holds no {CARD}"
-        shipped = ", ".join(sorted(folder.name for folder in SHIPPED.glob("*/")))
+        shipped = sorted(folder.name for folder in SHIPPED.glob("*/"))
+        hidden = root.is_dir() and root.name in shipped
+        remedy = "Rename it to have the shipped one" if hidden else "Write one: relic export"
         raise FileNotFoundError(
-            f"No world at {root}: {there}. Write one: relic export. Shipped: {shipped or 'none'}."
+            f"No world at {root}: {there}. {remedy}. Shipped: {', '.join(shipped) or 'none'}."
         )
     card = yaml.safe_load(path.read_text(encoding="utf-8"))
     found = card.get("format") if isinstance(card, dict) else None

@@ -48,6 +48,14 @@ def test_tuples_are_written_as_words():
     assert _join_tuples(verb, ["--size", "[1,2]"]) == ["--size", "[1,2]"]
 
 
+def test_words_of_a_tuple_may_hold_commas_and_colons():
+    def verb(*, policy: tuple[str, ...] = ()) -> None: ...
+
+    verb.__annotations__ = {"policy": tuple[str, ...]}
+    joined = _join_tuples(verb, ["--policy", "own", "compressed:4:1,2"])
+    assert joined == ["--policy", '["own","compressed:4:1,2"]']
+
+
 def test_a_verb_that_fails_says_why_without_a_traceback(tmp_path):
     with pytest.raises(SystemExit, match=r"relic inspect: .*does not exist"):
         main(["inspect", str(tmp_path / "nowhere")])

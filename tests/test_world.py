@@ -100,8 +100,13 @@ def test_a_shipped_world_is_found_by_name_unless_a_folder_of_that_name_is_there(
     assert World.load("nano").config == config_of()
     with pytest.raises(FileNotFoundError, match=r"No world at other: .*\. Shipped: nano\."):
         World.load("other")
+    (tmp_path / "nano").write_text("a file is no folder")
+    assert World.load("nano").config == config_of()
+    (tmp_path / "nano").unlink()
     (tmp_path / "nano").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"No world at nano: it holds no world\.yaml"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No world at nano: it holds no world\.yaml\. Rename it to have"
+    ):
         World.load("nano")
 
 

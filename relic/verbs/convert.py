@@ -11,6 +11,7 @@ import torch
 from relic.nn.checkpoints import WeightsSource, check_fit, own_header, write_weights
 from relic.nn.denoiser import EulerSampler
 from relic.nn.dit import DiT, DiTConfig
+from relic.nn.eight_bits import FromEightBits
 from relic.nn.tensor_files import Renamed, Tensors, shortened
 from relic.nn.wan_keys import sizes_of
 from relic.nn.wan_layout import (
@@ -45,7 +46,8 @@ def convert(
         out: Where to: a new folder, or a new .safetensors file for `relic`.
         to: Layout of what is written. `relic` writes a teacher without camera control, to start from with
             `init.missing: [control]`.
-        dtype: Dtype of what is written; keep leaves every tensor as it is.
+        dtype: Dtype of what is written; keep leaves every tensor as it is, but for matrices in 8 bits, which
+            become float32.
         shard_gb: Split folders into files of at most so many gigabytes; by default 10.
         member: Which network of a torch file with several, e.g. generator_ema of Self-Forcing.
     """
@@ -61,6 +63,7 @@ def convert(
             own = DiT(config).state_dict()
         check_fit(path, own, tensors.entries, source=WeightsSource(path=src))
     else:
+        tensors = FromEightBits(tensors)
         found, config = f"a {header['kind']} of relic's own", _config_of(path, header)
     print(f"found    {path}")
     print(f"         {found}, {tensors.container}")

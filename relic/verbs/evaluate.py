@@ -68,7 +68,7 @@ def evaluate(
     report.json in the folder of the run, and all videos.
 
     Args:
-        bundle: Folder of the world, from relic export.
+        bundle: Folder of the world, from relic export, or the name of a shipped one: tiny.
         suite: Scripts in the engine's scenes (relic), or the clips of a benchmark's folder (mind, memobench).
         data: That folder.
         out: Folder of the run.

@@ -58,7 +58,8 @@ def export(
     if max_latents is not None:
         if not isinstance(config.policy, Compressed):
             raise ValueError(
-                f"max_latents={max_latents} bounds a compressed memory; this one is {config.policy}."
+                f"max_latents={max_latents} bounds a compressed memory; this one is {config.policy}: give "
+                "--policy compressed:LATENTS too, or leave max_latents out."
             )
         config = replace(config, policy=replace(config.policy, max_latents=max_latents))
     if prompt and image is None:

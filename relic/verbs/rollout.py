@@ -41,7 +41,7 @@ def rollout(
     """Roll a world out from an image along a script of actions, and write the video.
 
     Args:
-        bundle: Folder of the world, from relic export.
+        bundle: Folder of the world, from relic export, or the name of a shipped one: tiny.
         actions: Script, e.g. "dolly_in*16 pan_left+dolly_in*24 static*8": what is held, for how many frames.
         image: Picture to start from, cropped and scaled to the world's size; by default the world's own.
         prompt: What is there; by default that of the world's own picture.

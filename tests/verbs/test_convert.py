@@ -9,10 +9,12 @@ from torch import nn
 
 from relic.cli import main
 from relic.modules import TeacherExtension
-from relic.nn.checkpoints import WeightsSource, load_weights, read_header, save_weights
+from relic.nn.checkpoints import WeightsSource, load_weights, read_header, save_weights, write_weights
 from relic.nn.control import ControlConfig
 from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiTConfig
+from relic.nn.eight_bits import InEightBits
+from relic.nn.tensor_files import TensorsInMemory
 from relic.nn.text import WordTableConfig
 from relic.types import ClipSpec
 from relic.verbs.convert import teacher_config
@@ -51,6 +53,22 @@ def test_a_round_trip_through_every_layout_gives_the_same_bytes(tmp_path, capsys
     assert "a Wan DiT of no public size: width 256, depth 2, heads 2, ffn 64, control no" in out
     assert "tensors  69, 1,691,584 parameters, float32" in out
     assert "diffusers layout, 19 safetensors shards" in out and "wrote" in out
+
+
+def test_matrices_in_8_bits_are_converted_as_the_floats_they_stand_for(tmp_path, capsys):
+    net, source = teacher(tmp_path / "whole.safetensors"), tmp_path / "small.safetensors"
+    tensors = InEightBits(TensorsInMemory(net.state_dict()))
+    write_weights(source, tensors, kind="teacher", config=teacher_config(TINY))
+    half = convert(source, tmp_path / "half.safetensors", "relic", "--dtype", "bfloat16")
+    assert "1,691,584 parameters" in capsys.readouterr().out
+    other = Denoiser(TINY)
+    load_weights(other, WeightsSource(path=str(source)), kind="teacher")
+    stored = load_file(half)
+    assert stored.keys() == other.state_dict().keys()
+    for name, value in other.state_dict().items():
+        assert torch.equal(stored[name], value.bfloat16())
+    public = load_file(convert(source, tmp_path / "wan", "original") / f"{STEM}.safetensors")
+    assert not [name for name in public if name.endswith(".unit")]
 
 
 def test_the_config_of_the_original_layout_has_the_public_fields(tmp_path):

@@ -14,7 +14,7 @@ from tests.suite.worlds import five_seconds
 pytest.importorskip("panda3d")
 
 
-POLICIES = ("own", "window:4")
+POLICIES = ("own", "compressed:4:2,1")
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,17 @@ def test_two_memories_are_played_side_by_side_and_reported(bundle, tmp_path, cap
     options = ["--groups", "turn_round", "--policy", *POLICIES]
     report = evaluate(bundle, tmp_path / "run", *options)
     said = capsys.readouterr().out
-    assert "4 cases, rooms (own), rooms (window:4); cpu" in said
+    assert "4 cases, rooms (own), rooms (compressed:4:2,1); cpu" in said
     assert "missing    LPIPS" in said or report["settings"]["lpips"]
     assert report["cases_scored"] == 1 and len(report["skipped"]) == 6
     assert report["settings"]["scenes"] == 1 and report["settings"]["groups"] == ["turn_round"]
-    for label in ("truth", "rooms (own)", "rooms (window:4)"):
+    for label in ("truth", "rooms (own)", "rooms (compressed:4:2,1)"):
         assert report["summary"][label]["all"]["memory/psnr_revisit"]["cases"] == 1
         assert report["summary"][label]["group: turn_round"]["drift/colour"]["cases"] == 1
     (one, other) = (
         report["summary"][f"rooms ({name})"]["all"]["memory/psnr_lcm"]["mean"] for name in POLICIES
     )
-    found = report["differences"]["rooms (window:4)"]["memory/psnr_lcm"]["mean"]
+    found = report["differences"]["rooms (compressed:4:2,1)"]["memory/psnr_lcm"]["mean"]
     assert found == pytest.approx(other - one)
     again = evaluate(bundle, tmp_path / "run", *options)
     assert again["cases"] == report["cases"], "nothing is played twice"
