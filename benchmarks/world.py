@@ -299,14 +299,26 @@ class Chain:
     def students(self) -> None:
         stages = [stage for stage in STUDENTS if stage not in self.args.skip]
         for stage, before in zip(stages, [None, *stages], strict=False):
-            commands = [self.fit_student(stage, before, arm=arm, seed=seed) for arm, seed in self.fitted]
-            products = [self.student(stage, *which) for which in self.fitted]
-            self.run("_".join([stage, *self.args.arm]), products, commands, at_a_time=len(self.args.gpus))
+            starts = {which: self.before(stage, before, *which) for which in self.fitted}
+            now = [which for which in starts if starts[which].exists()]
+            for fitted in (now, [which for which in starts if which not in now]):  # others go on from these
+                commands = [self.fit_student(stage, before, arm=arm, seed=seed) for arm, seed in fitted]
+                products = [self.student(stage, *which) for which in fitted]
+                name = "_".join(dict.fromkeys([stage, *(arm for arm, _ in fitted)]))
+                if fitted:
+                    self.run(name, products, commands, at_a_time=len(self.args.gpus))
             self.end(stage)
+
+    def before(self, stage: str, before: str | None, arm: str, seed: int) -> Path:
+        """Return the weights that a stage of a student goes on from."""
+        if before is not None:
+            return self.student(before, arm, seed)
+        base = self.args.arms[arm].get("from")
+        return self.student(stage, base, seed) if base else self.teacher("20s", arm)
 
     def fit_student(self, stage: str, before: str | None, *, arm: str, seed: int) -> list[object]:
         """Return the command that fits a stage of a student."""
-        start = self.teacher("20s", arm) if before is None else self.student(before, arm, seed)
+        start = self.before(stage, before, arm, seed)
         settings: dict[str, Any] = {
             "net": {**self.net(arm), "rope_factor": YARN},
             "vae": str(self.vae), "seed": seed, "init": {"path": str(start)},
@@ -438,6 +450,11 @@ def main() -> None:
             )
     print(describe_machine(), flush=True)
     chain = Chain(args)
+    for arm in args.arm:
+        base = args.arms[arm].get("from", arm)
+        begun = all(chain.student(STUDENTS[0], base, seed).exists() for seed in args.seeds)
+        if base not in args.arm and not begun:
+            parser.error(f"--arm {arm} goes on from {base}: name that one too.")
     for stages in (
         chain.data, chain.teachers, chain.pairs, chain.students, chain.bundles, chain.evaluation
     ):  # fmt: skip

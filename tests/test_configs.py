@@ -300,6 +300,7 @@ POLICIES = {
     "window_20": Window(latents=20),
     "full": Full(),
     "fourths": Compressed(window=4, schedule=(1, 4, 4, 4)),
+    "fourths_from_full": Compressed(window=4, schedule=(1, 4, 4, 4)),
     "keyframes": Compressed(schedule=(1, 0, 0, 0, 0, 0)),
 }
 
@@ -316,5 +317,6 @@ def test_every_arm_of_the_comparison_is_a_student_that_can_be_fitted(tmp_path):
         assert model.net_config.control.poses == (name != "no_pose")
         assert model.forcing == ("hybrid" if name == "hybrid" else "teacher")
         known = {"network", "student", "causal_init", "self_forcing_5s", "self_forcing_20s"}
-        assert arm.keys() <= known | {"pairs", "of", "until"}
-        assert arm.get("of", name) in arms and arm.get("until", "causal_init") in known
+        assert arm.keys() <= known | {"pairs", "of", "from", "until"}
+        assert arm.get("of", name) in arms and arm.get("from", name) in arms
+        assert arm.get("until", "causal_init") in known

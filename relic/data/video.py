@@ -18,11 +18,16 @@ Source = bytes | IO[bytes] | io.RawIOBase
 KEY_FRAME_EVERY = 16  # frames: a window starts at most 15 frames after a key frame
 # PyAV scales with a thread a core from version 17 on, which costs far more than it saves on small frames
 ONE_THREAD: Any = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-QUALITY = "18"  # crf; visually lossless
+QUALITY = 18  # crf; visually lossless
 
 
-def encode_video(frames: Iterable[np.ndarray], *, fps: float) -> tuple[bytes, tuple[int, int, int]]:
+def encode_video(
+    frames: Iterable[np.ndarray], *, fps: float, quality: int = QUALITY, preset: str = "ultrafast"
+) -> tuple[bytes, tuple[int, int, int]]:
     """Encode frames, each (h, w, 3) uint8 RGB, as they come; the video is never held uncompressed.
+
+    quality: x264's crf, less is better and larger. preset: x264's; "ultrafast" has no B-frames, so a reader
+    finds frames in order.
 
     Returns:
         The mp4 bytes (the same for the same frames and library versions) and (num_frames, height, width).
@@ -42,7 +47,7 @@ def encode_video(frames: Iterable[np.ndarray], *, fps: float) -> tuple[bytes, tu
                 stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
                 stream.codec_context.gop_size = KEY_FRAME_EVERY
                 stream.codec_context.thread_count = 1  # more threads change the bytes
-                stream.options = {"crf": QUALITY, "preset": "ultrafast"}  # no B-frames: pts are in order
+                stream.options = {"crf": str(quality), "preset": preset}
             if frame.shape != shape or frame.dtype != np.uint8:
                 raise ValueError(
                     f"frame {count} is {frame.shape} {frame.dtype}; all frames must be {shape} uint8."

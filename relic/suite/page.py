@@ -44,6 +44,7 @@ MAIN: Final = (
     "action/coverage",
 )
 BAR, GAP = 4, 4  # pixels
+SMALL: Final[dict[str, Any]] = {"quality": 26, "preset": "medium"}  # to look at, not to measure
 
 
 def write_page(path: Path, report: Mapping[str, Any], *, root: Path, shown: Sequence[str]) -> None:
@@ -265,7 +266,7 @@ def _figure(report: Mapping[str, Any], case: str, *, root: Path, labels: Sequenc
     for label in known:
         video = torch.from_numpy(decode_video(video_path(root, label, case).read_bytes()))
         panels.append(barred(video, given=len(video) if label == TRUTH else prefix))
-    data, _ = encode_video(beside(panels).numpy(), fps=fps)
+    data, _ = encode_video(beside(panels).numpy(), fps=fps, **SMALL)
     source = base64.b64encode(data).decode()
     row = rows[known[-1]]
     caption = f"{case}: {row['words']}. {row['prompt']} ({prefix} true frames)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -36,6 +38,14 @@ class Contestant:
     def block_frames(self) -> int:
         """Frames of a block."""
         return 4 * self.world.config.clip.block_latents
+
+    @cached_property
+    def autoencoder(self) -> str:
+        """Hash of the autoencoder's weights: worlds that share it show the truth through it alike."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.world.vae.state_dict().items()):
+            found.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
 
 def why_not(world: World, *, num_frames: int) -> str | None:

@@ -27,7 +27,7 @@ from relic.suite.score import look_by_second, score_video, seamless
 from relic.suite.scripts import prefix_frames
 from relic.types import Clip
 
-__all__ = ["TRUTH", "folder_of", "records_of", "run", "video_path"]
+__all__ = ["TRUTH", "cases_of", "folder_of", "records_of", "run", "video_path"]
 
 TRUTH: Final = "truth"  # scored like a contestant: the limit of every score, and the estimator's floor
 
@@ -93,6 +93,7 @@ def _finish(
     reasons = {c.label: why_not(c.world, num_frames=case.num_frames) for c in contestants}
     clip: Clip | None = None
     missing = ""
+    known: dict[str, Tensor] = {}  # the truth through each autoencoder
     if any(not (reasons[c.label] if c else all(reasons.values())) for c in todo):
         try:
             clip = case.truth()
@@ -111,7 +112,11 @@ def _finish(
             prefix = prefix_frames(
                 case.outward, block_frames=contestants[0].block_frames, num_frames=case.num_frames
             )
-            video, rebuilt = _seen(contestant, clip, prefix=prefix, seed=seed)
+            rebuilt: Tensor | None = None
+            video = clip.video
+            if contestant:
+                rebuilt = _rebuilt(contestant, clip, known=known)
+                video = play(contestant.world, clip, prefix=prefix, seed=seed)
             _write(
                 video_path(out, _label(contestant), case.name), encode_video(video.numpy(), fps=clip.fps)[0]
             )
@@ -133,16 +138,15 @@ def _finish(
         yield
 
 
-def _seen(
-    contestant: Contestant | None, clip: Clip, *, prefix: int, seed: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return the video of a contestant and the truth through its autoencoder."""
-    if contestant is None:
-        return clip.video, None
-    world = contestant.world
-    device = next(world.net.parameters()).device
-    rebuilt = reconstruct(world.vae, clip.video, block_frames=contestant.block_frames, device=device)
-    return play(world, clip, prefix=prefix, seed=seed), rebuilt
+def _rebuilt(contestant: Contestant, clip: Clip, *, known: dict[str, Tensor]) -> Tensor:
+    """Return the truth through a contestant's autoencoder, once for all that share it."""
+    name = contestant.autoencoder
+    if name not in known:
+        device = next(contestant.world.net.parameters()).device
+        known[name] = reconstruct(
+            contestant.world.vae, clip.video, block_frames=contestant.block_frames, device=device
+        )
+    return known[name]
 
 
 def _is_finished(out: Path, label: str, case: Case) -> bool:
@@ -158,6 +162,11 @@ def folder_of(label: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "world"
 
 
+def cases_of(out: Path, label: str) -> Path:
+    """Return the folder of a contestant's records."""
+    return out / "cases" / folder_of(label)
+
+
 def video_path(out: Path, label: str, case: str) -> Path:
     """Return where the video of a case is."""
     return out / "videos" / folder_of(label) / f"{case}.mp4"
@@ -168,7 +177,7 @@ def _label(contestant: Contestant | None) -> str:
 
 
 def _record_path(out: Path, label: str, case: Case) -> Path:
-    return out / "cases" / folder_of(label) / f"{case.name}.json"
+    return cases_of(out, label) / f"{case.name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

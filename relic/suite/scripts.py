@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,7 @@ class Script:
         repeat: How often the words are played.
         gamma: Speed of the words: 1 is d̄, or 2 degrees, a frame.
         outward: Frames after the image that lead away.
-        returns: Whether the last pose is the first one.
+        returns: Whether the last pose is the first one, at the speed that the suite gives.
     """
 
     group: str
@@ -95,13 +95,21 @@ def parse_suite(card: dict[str, Any]) -> tuple[Script, ...]:
 
 
 def select_scripts(
-    scripts: Sequence[Script], *, groups: Sequence[str] = (), seconds: Sequence[int] = ()
+    scripts: Sequence[Script],
+    *,
+    groups: Sequence[str] = (),
+    seconds: Sequence[int] = (),
+    gamma: float = 1.0,
 ) -> tuple[Script, ...]:
     """Return the scripts of some groups and lengths; none named means all, of the standard lengths.
 
+    gamma: times their own speed.
+
     Raises:
-        ValueError: If a group or a length is not in the suite.
+        ValueError: If a group or a length is not in the suite, or `gamma` is not positive.
     """
+    if not gamma > 0.0:
+        raise ValueError(f"gamma={gamma} must be positive: 1 plays the scripts as they are.")
     known_groups = tuple(dict.fromkeys(script.group for script in scripts))
     known_seconds = tuple(sorted({script.seconds for script in scripts}))
     for name, asked, known in (("groups", groups, known_groups), ("seconds", seconds, known_seconds)):
@@ -111,7 +119,7 @@ def select_scripts(
                 f"{name}: {', '.join(map(str, unknown))} is not among {', '.join(map(str, known))}."
             )
     return tuple(
-        script
+        replace(script, gamma=script.gamma * gamma)
         for script in scripts
         if (not groups or script.group in groups) and script.seconds in (seconds or STANDARD)
     )

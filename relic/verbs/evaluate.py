@@ -28,7 +28,7 @@ from relic.suite.mind import MindCase, find_mind, mind_result
 from relic.suite.play import Contestant, why_not
 from relic.suite.recordings import Shape
 from relic.suite.report import build_report, write_report
-from relic.suite.run import folder_of, records_of, run, video_path
+from relic.suite.run import cases_of, folder_of, records_of, run, video_path
 from relic.suite.scripts import SUITES, Script, load_scripts, select_scripts
 from relic.suite.summary import machine
 from relic.suite.truth import ScriptedCase, Setting
@@ -37,7 +37,7 @@ from relic.world import World, find_bundle, read_card
 
 __all__ = ["evaluate"]
 
-SETTINGS = "evaluation.json"
+SETTINGS, CONTESTANT = "evaluation.json", "contestant.json"
 ENDLESS = 961  # frames that a world without a horizon is asked for, a minute
 LEAST_SIDE = 32  # pixels: less is too small for LPIPS
 
@@ -53,6 +53,7 @@ def evaluate(
     groups: tuple[str, ...] = (),
     seconds: tuple[int, ...] = (),
     scenes: int = 1,
+    gamma: float = 1.0,
     seed: int = 7919,
     noise_seed: int = 0,
     cache: str | None = None,
@@ -64,8 +65,9 @@ def evaluate(
 ) -> None:
     """Play scripted camera paths in unseen scenes and score memory, motion and drift against the engine.
 
-    Stopped at any moment, the same command goes on; a finished case is kept. The result is report.html and
-    report.json in the folder of the run, and all videos.
+    Stopped at any moment, the same command goes on; a finished case is kept, so more worlds can be laid
+    beside those of a run later. The result is report.html and report.json in the folder of the run, and all
+    videos.
 
     Args:
         bundle: Folder of the world, from relic export, or the name of a shipped one: tiny.
@@ -79,6 +81,7 @@ def evaluate(
         seconds: Lengths of scripts, 5 10 20 60; all by default. What is beyond a world's horizon is skipped;
             4 is for worlds that are shorter than 5 s.
         scenes: Scenes in which each script is played.
+        gamma: Speed of the scripts' motion; 2 goes and turns twice as far in the same time.
         seed: Seed of the scenes; it must not be one that a training set was rendered with.
         noise_seed: Seed of the worlds' noise.
         cache: Folder of true clips, raw pixels; by default truth/ in the folder of the run.
@@ -90,7 +93,7 @@ def evaluate(
         device: Where to compute; auto takes a GPU if there is one, and bf16 there.
     """
     # a wrong word fails before anything is loaded
-    scripts = check_words(suite, data=data, groups=groups, seconds=seconds, scenes=scenes)
+    scripts = check_words(suite, data=data, groups=groups, seconds=seconds, scenes=scenes, gamma=gamma)
     if vbench is not None and not (vbench.split() and shutil.which(vbench.split()[0])):
         raise ValueError(
             f"vbench={vbench!r} is no command here; give the path of your installation's vbench."
@@ -128,6 +131,7 @@ def evaluate(
         "scripts": digest(repr(load_scripts(suite)).encode()) if data is None else None,
         "size": f"{clip.height}x{clip.width}",
         "fps": clip.fps,
+        "gamma": gamma,
         "seed": seed,
         "noise_seed": noise_seed,
         "device": place,
@@ -136,13 +140,11 @@ def evaluate(
         else None,
         "estimator": type(judges.estimator).__name__ if judges.estimator else None,
         "rule": str(judges.rule),
-        "contestants": [
-            f"{c.label}: {c.world.config.policy}, {c.world.config.sampler}, d_bar {c.world.d_bar}, {c.files}"
-            for c in contestants
-        ],
     }
     with alone(root, part=part):
         claim(root, settings, file=SETTINGS, meaning={})
+        for who in contestants:
+            claim(cases_of(root, who.label), described(who), file=CONTESTANT, meaning={})
         share = cases[part[0] :: part[1]]
         print(f"evaluate   {len(share)} cases, {', '.join(c.label for c in contestants)}; {place}")
         run(share, contestants, out=root, judges=judges, seed=noise_seed, fps=clip.fps)
@@ -154,7 +156,7 @@ def evaluate(
         with in_turn(root):  # parts that end together
             dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
             asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
-            kept = {name: value for name, value in settings.items() if name not in ("rule", "contestants")}
+            kept = {name: value for name, value in settings.items() if name != "rule"}
             report = build_report(
                 records, contestants, title=f"{suite}: {', '.join(c.label for c in contestants)}",
                 rule=str(judges.rule), settings=kept | asked, machine=machine(place),
@@ -169,6 +171,15 @@ def evaluate(
     print(f"wrote      {root / 'report.html'} and {root / 'report.json'}")
 
 
+def described(contestant: Contestant) -> dict[str, Any]:
+    """Return what decides every frame that a contestant plays."""
+    world = contestant.world
+    return {
+        "policy": str(world.config.policy), "sampler": str(world.config.sampler), "d_bar": world.d_bar,
+        "files": contestant.files,
+    }  # fmt: skip
+
+
 def digest(data: bytes) -> str:
     """Return a short hash, by which a run knows that it goes on with the same things."""
     return hashlib.sha256(data).hexdigest()[:16]
@@ -180,7 +191,13 @@ def digest_of(paths: Sequence[Path]) -> str:
 
 
 def check_words(
-    suite: str, *, data: str | None, groups: Sequence[str], seconds: Sequence[int], scenes: int
+    suite: str,
+    *,
+    data: str | None,
+    groups: Sequence[str],
+    seconds: Sequence[int],
+    scenes: int,
+    gamma: float = 1.0,
 ) -> tuple[Script, ...]:
     """Return the scripts that were asked for, none of a recorded suite.
 
@@ -192,11 +209,11 @@ def check_words(
     if suite in SUITES:
         if data is not None:
             raise ValueError(f"data={data} is for mind and memobench; the suite {suite} films its own truth.")
-        return select_scripts(load_scripts(suite), groups=groups, seconds=seconds)
+        return select_scripts(load_scripts(suite), groups=groups, seconds=seconds, gamma=gamma)
     if data is None:
         raise ValueError(f"suite={suite} needs --data, the folder of that benchmark.")
-    if seconds or scenes != 1:
-        raise ValueError(f"seconds and scenes choose scripts; the clips of {suite} are as they are.")
+    if seconds or scenes != 1 or gamma != 1.0:
+        raise ValueError(f"seconds, scenes and gamma are of scripts; the clips of {suite} are as they are.")
     return ()
 
 

@@ -28,6 +28,8 @@ def export(
     d_bar: float | None = None,
     policy: str = "own",
     max_latents: int | None = None,
+    steps: int | None = None,
+    context: Literal["own", "clean", "last_step"] = "own",
     image: str | None = None,
     prompt: str = "",
     dtype: Literal["keep", "bfloat16", "int8"] = "keep",
@@ -43,6 +45,9 @@ def export(
         policy: Memory to play with, by default that of the training: own, full, window:8, sink_window:1:8,
             compressed:8, compressed:8:1,4,2 (its schedule). With another, measure what it remembers.
         max_latents: Bound a compressed memory to so many latents, which makes streams endless.
+        steps: Denoising steps a block to play with, by default those of the training.
+        context: What is committed to memory: own as in training, clean by a pass over the finished block,
+            last_step by the last denoising step, which saves that pass.
         image: Picture where the world is entered unless a player brings another; cropped and scaled.
         prompt: What is there.
         dtype: Dtype of the weights in the files; keep leaves them as they are, bfloat16 rounds them to half
@@ -62,6 +67,10 @@ def export(
                 "--policy compressed:LATENTS too, or leave max_latents out."
             )
         config = replace(config, policy=replace(config.policy, max_latents=max_latents))
+    sampler = config.sampler if steps is None else replace(config.sampler, steps=steps)
+    if context != "own":
+        sampler = replace(sampler, context=context)
+    config = replace(config, sampler=sampler)
     if prompt and image is None:
         raise ValueError(f"prompt={prompt!r} says what is in a picture: give --image too.")
     clip = config.clip

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from relic.data.video import count_frames
-from relic.suite.play import play
+from relic.suite.play import play, reconstruct
 from relic.suite.run import TRUTH, folder_of, video_path
 from tests.suite.runs import NAMES, played
 
@@ -55,6 +55,18 @@ def test_a_stopped_run_goes_on_with_what_is_missing(finished, monkeypatch):
     }
     assert [r["case"] for r in again] == [r["case"] for r in records]
     assert not list(root.rglob("*.tmp"))
+
+
+def test_worlds_that_share_an_autoencoder_see_the_truth_through_it_once(finished, monkeypatch):
+    root, _ = finished
+    for lost in root.glob("cases/short*/look*.json"):
+        lost.unlink()
+    seen = []
+    monkeypatch.setattr(
+        "relic.suite.run.reconstruct", lambda *words, **named: seen.append(1) or reconstruct(*words, **named)
+    )
+    played(root)
+    assert len(list(root.glob("cases/short*/look*.json"))) == 2 and len(seen) == 1
 
 
 def test_a_case_whose_video_is_gone_or_that_was_skipped_is_tried_again(finished):

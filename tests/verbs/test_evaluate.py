@@ -6,6 +6,7 @@ import pytest
 from relic.cli import main
 from relic.data.claim import alone
 from relic.nn.student import FewSteps
+from relic.suite.play import play
 from relic.verbs.evaluate import check_words, load_contestants
 from tests.bundles import BOUNDED, SHORT, other_clip, world_of
 from tests.suite.recordings import write_memobench, write_mind
@@ -90,8 +91,32 @@ def test_a_run_does_not_go_on_with_the_same_student_played_otherwise(tmp_path):
         (tmp_path / name).mkdir()
         saved.save(tmp_path / name / "rooms")
     evaluate(tmp_path / "first" / "rooms", tmp_path / "run", *options)
-    with pytest.raises(SystemExit, match="was begun with contestants="):
+    with pytest.raises(SystemExit, match=r"cases/rooms was begun with sampler=FewSteps\(steps=1"):
         evaluate(tmp_path / "second" / "rooms", tmp_path / "run", *options)
+
+
+def test_a_world_can_be_laid_beside_those_of_a_finished_run(bundle, tmp_path, monkeypatch):
+    options = ["--groups", "turn_round", "--seconds", 4]
+    first = evaluate(bundle, tmp_path / "run", *options)
+    world = five_seconds()
+    other = replace(world, config=replace(world.config, sampler=FewSteps(steps=2)))
+    other.save(tmp_path / "two_steps")
+    played = []
+    monkeypatch.setattr("relic.suite.run.play", lambda w, *a, **k: played.append(w) or play(w, *a, **k))
+    both = evaluate(bundle, tmp_path / "run", "--beside", tmp_path / "two_steps", *options)
+    assert [w.config.sampler.steps for w in played] == [2]
+    assert [row for row in both["cases"] if row["contestant"] != "two_steps"] == first["cases"]
+    assert both["differences"]["two_steps"]["memory/psnr_lcm"]["mean"] != 0
+
+
+def test_scripts_are_played_at_another_speed(bundle, tmp_path):
+    options = ["--groups", "look_away", "--seconds", 4]
+    report = evaluate(bundle, tmp_path / "run", *options, "--gamma", 2)
+    assert report["settings"]["gamma"] == 2 and report["cases"][0]["words"].endswith(", gamma 2.5"), (
+        "1.25 of its own"
+    )
+    with pytest.raises(SystemExit, match=r"was begun with gamma=2\.0, not 1\.0"):
+        evaluate(bundle, tmp_path / "run", *options)
 
 
 @pytest.mark.parametrize("suite", ["mind", "memobench"])
@@ -125,6 +150,8 @@ def test_what_cannot_work_is_refused_before_anything_is_played(bundle, tmp_path,
         (["--policy", "window:3"], "must be a multiple of block_latents=2"),
         (["--policy", "own", "own"], "they must differ"),
         (["--scenes", 0], "scenes=0 must be at least 1"),
+        (["--gamma", 0], r"gamma=0\.0 must be positive"),
+        (["--suite", "mind", "--data", tmp_path, "--gamma", 2], "gamma are of scripts"),
         (["--seconds", 20], "none of the .* cases can be played: 321 frames are beyond the horizon"),
         (["--lpips", tmp_path / "none.pth"], r"LPIPS: not measured, backbone not found at .*none\.pth"),
         (["--suite", "mind"], "suite=mind needs --data"),

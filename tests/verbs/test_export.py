@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,18 @@ def test_a_world_may_be_played_with_another_memory_than_it_was_fitted_with(tmp_p
     assert World.load(tmp_path / "bundle").config.policy == expected
     with pytest.raises(SystemExit, match="policy 'none' is not known; known are own, full"):
         export(student, vae, tmp_path / "other", "--d_bar", "1", "--policy", "none")
+
+
+def test_a_world_may_be_played_in_other_steps_than_it_was_fitted_with(tmp_path, capsys):
+    student, vae = write_files(tmp_path / "runs")
+    export(student, vae, tmp_path / "own", "--d_bar", "1")
+    options = ["--steps", "2", "--context", "last_step"]
+    export(student, vae, tmp_path / "bundle", "--d_bar", "1", *options)
+    own, other = (World.load(tmp_path / name).config.sampler for name in ("own", "bundle"))
+    assert other == replace(own, steps=2, context="last_step") != own
+    assert "sampler    FewSteps(steps=2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="steps=0 must be at least 1"):
+        export(student, vae, tmp_path / "none", "--d_bar", "1", "--steps", "0")
 
 
 def test_weights_are_rounded_and_a_picture_is_put_in_on_demand(tmp_path):

@@ -4,8 +4,8 @@ The real loss, forward and backward, of `CausalInit`, bf16 autocast over float32
 optimiser; weights and trajectories are random. It runs as it is (eager), recorded as a CUDA graph, with
 compiled blocks, and with both; the first run is printed too, which compiles.
 
-    python benchmarks/hybrid.py --net tiny --size 128 256 --batch 16 --ways eager recorded compiled
-    python benchmarks/hybrid.py --forcing teacher --block_latents 2 --batch 8 --blocks 40 --ways recorded both
+    python benchmarks/causal_init.py --net tiny --size 128 256 --batch 16 --ways eager recorded compiled
+    python benchmarks/causal_init.py --forcing teacher --block_latents 2 --batch 8 --blocks 40 --ways recorded both
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 5, 10, 15, 20])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["eager"])
+    parser.add_argument("--kernels", type=int, default=0, help="print the longest of a step")
     parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="all")
     args = parser.parse_args()
     print(describe_machine())
@@ -108,6 +109,12 @@ def main() -> None:
                 times.append(now() - start)
             seconds = sorted(times)[len(times) // 2]
             used = f", MFU {flops[blocks] / seconds / PEAK:.1%}" if gpu and blocks in flops else ""
+            if args.kernels:
+                with torch.profiler.profile() as profiler:
+                    step(blocks)
+                    now()
+                by = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+                print(profiler.key_averages().table(by, row_limit=args.kernels, max_name_column_width=70))
             print(
                 f"{blocks:>3} blocks, {way:<9} {1000 * seconds:8.1f} ms{used} (first {first:.1f} s)",
                 flush=True,
