@@ -1,11 +1,12 @@
-"""A step of causal initialisation by blocks of the clip: time and model FLOPs utilisation.
+r"""A step of causal initialisation by blocks of the clip: time and model FLOPs utilisation.
 
 The real loss, forward and backward, of `CausalInit`, bf16 autocast over float32 master weights, without the
 optimiser; weights and trajectories are random. It runs as it is (eager), recorded as a CUDA graph, with
 compiled blocks, and with both; the first run is printed too, which compiles.
 
     python benchmarks/causal_init.py --net tiny --size 128 256 --batch 16 --ways eager recorded compiled
-    python benchmarks/causal_init.py --forcing teacher --block_latents 2 --batch 8 --blocks 40 --ways recorded both
+    python benchmarks/causal_init.py --forcing teacher --block_latents 2 --batch 8 --blocks 40 \
+        --rays 0.767327 --ways eager both --kernels 20
 """
 
 from __future__ import annotations
