@@ -65,7 +65,7 @@ class RelicModule(LightningModule):
 
     stage: ClassVar[str]
     kind: ClassVar[str]  # of the file it writes
-    starts_from: ClassVar[str | None] = None  # kind of the file in `init`, if another
+    starts_from: ClassVar[Sequence[str]] = ()  # kinds of the file in `init`, if others than its own
 
     def __init__(
         self,

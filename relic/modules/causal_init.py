@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -80,7 +81,8 @@ class CausalInit(StudentModule):
         clip: Shape of the clips; linked from `data.clip` on the command line.
         words: Trained word table for small worlds; null if batches carry prompt embeddings.
         vae: Weights of the autoencoder (safetensors); needed to fit on video, and to sample.
-        init: The teacher's file; null starts fresh.
+        init: The teacher's file, or that of a student that goes on, with another memory, say; null starts
+            fresh.
         policy: What the memory keeps.
         sampler: Denoising steps, whose levels the trajectories must have, and what is committed.
         forcing: What the blocks before a noisy one are: `hybrid`, `teacher` or `diffusion`.
@@ -100,7 +102,7 @@ class CausalInit(StudentModule):
     """
 
     stage: ClassVar[str] = "causal_init"
-    starts_from: ClassVar[str | None] = "teacher"
+    starts_from: ClassVar[Sequence[str]] = ("teacher", "student")
 
     def __init__(
         self,

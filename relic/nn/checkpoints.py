@@ -106,14 +106,18 @@ def read_header(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
     return _parsed_header(path, metadata, kind=kind)
 
 
-def own_header(path: Path, tensors: Tensors, *, kind: str | None = None) -> dict[str, Any] | None:
+def own_header(
+    path: Path, tensors: Tensors, *, kind: str | Sequence[str] | None = None
+) -> dict[str, Any] | None:
     """Return the header of an opened file as `read_header` does, or None if it is not one of our own."""
     if isinstance(tensors, SafetensorsFiles) and "relic" in tensors.metadata:
         return _parsed_header(path, tensors.metadata, kind=kind)
     return None
 
 
-def _parsed_header(path: Path, metadata: Mapping[str, str], *, kind: str | None) -> dict[str, Any]:
+def _parsed_header(
+    path: Path, metadata: Mapping[str, str], *, kind: str | Sequence[str] | None
+) -> dict[str, Any]:
     header = json.loads(metadata.get("relic", "{}"))
     if header.get("format") != FORMAT:
         found = header.get("format", "no format")
@@ -121,13 +125,14 @@ def _parsed_header(path: Path, metadata: Mapping[str, str], *, kind: str | None)
             f"{path} says {found!r}, this version reads {FORMAT!r}; export it again, or, if it is of public "
             "weights, convert it: relic convert."
         )
-    if kind is not None and header["kind"] != kind:
-        raise ValueError(f"{path} holds a {header['kind']}, but a {kind} is needed.")
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if kinds is not None and header["kind"] not in kinds:
+        raise ValueError(f"{path} holds a {header['kind']}, but a {' or a '.join(kinds)} is needed.")
     return {"kind": header["kind"], "config": header["config"]}
 
 
-def check_source(source: WeightsSource, *, kind: str) -> None:
-    """Look at the headers of weights, before time is spent on them.
+def check_source(source: WeightsSource, *, kind: str | Sequence[str]) -> None:
+    """Look at the headers of weights, before time is spent on them. kind: of our own, or any of several.
 
     Raises:
         FileNotFoundError, ValueError: If files are missing or damaged, or hold something else.
@@ -148,7 +153,7 @@ class _Opened(NamedTuple):
     alone: bool
 
 
-def _open(source: WeightsSource, *, kind: str) -> _Opened:
+def _open(source: WeightsSource, *, kind: str | Sequence[str]) -> _Opened:
     path = find_weights(source.path)
     tensors = open_tensors(path, member=source.member)
     header = own_header(path, tensors, kind=kind)
@@ -160,7 +165,11 @@ def _open(source: WeightsSource, *, kind: str) -> _Opened:
 
 
 def load_weights(
-    module: nn.Module, source: WeightsSource, *, kind: str, device: torch.device | str | None = None
+    module: nn.Module,
+    source: WeightsSource,
+    *,
+    kind: str | Sequence[str],
+    device: torch.device | str | None = None,
 ) -> None:
     """Load weights into `module`, strictly, tensor by tensor; each is cast to its parameter's dtype.
 

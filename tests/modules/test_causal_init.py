@@ -384,6 +384,10 @@ def test_it_starts_from_a_teacher_and_writes_a_student(tmp_path):
     load_weights(net, WeightsSource(path=str(path)), kind="student")
     for name, value in module.averaged.state_dict().items():
         assert torch.equal(net.state_dict()[name], value)
+    onward = causal_init(init=WeightsSource(path=str(path)), policy=Window(latents=2))
+    onward.configure_model()
+    for name, value in onward.trained.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), "a student may go on with another memory"
 
 
 class LatentsOf(Solutions):
@@ -394,7 +398,7 @@ class LatentsOf(Solutions):
         return DataLoader([data._replace(latents=data.trajectory[:, -1], trajectory=None)], batch_size=None)  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_what_does_not_fit_is_named(vae, tmp_path):  # noqa: F811
     for changes, message in (
         ({"forcing": "student"}, r"forcing='student' must be one of teacher, diffusion, hybrid"),
         ({"noisy_blocks": 0}, r"noisy_blocks=0 must be at least 1"),
@@ -410,10 +414,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         causal_init(init=source, net=replace(NANO, depth=3)).configure_model()
     with pytest.raises(ValueError, match=r"rope_factor=1.0, this network has 2.0.*init.rope_factor: restate"):
         causal_init(init=source, net=replace(NANO, rope_factor=2.0)).configure_model()
-    trainer(tmp_path, max_steps=1).fit(causal_init(), Solutions())
-    student = WeightsSource(path=str(tmp_path / "student.safetensors"))
-    with pytest.raises(ValueError, match="holds a student, but a teacher is needed"):
-        trainer(tmp_path).fit(causal_init(init=student), Solutions())
+    with pytest.raises(ValueError, match="holds a tiny_vae, but a teacher or a student is needed"):
+        trainer(tmp_path).fit(causal_init(init=WeightsSource(path=vae)), Solutions())
     mixed = Mixed(steered=batch([0]), plain=batch([1]))
     with pytest.raises(ValueError, match=r"takes no plain video.*unset data.plain"):
         causal_init().training_step(mixed, 0)
