@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from relic.nn.attention import attend
 from relic.nn.cells import pooled, turns_of
 from relic.nn.context import KV, Fresh, FreshKV, Pool, Rays, Turns
 from relic.nn.memory_plan import MemoryPlan
-from relic.ops.covisibility import frustum_overlap
+from relic.ops.covisibility import redundancy
 from relic.ops.pooling import cell_positions, pool_cells
 from relic.ops.retention import Compressed, Full, Policy, SinkWindow, Window, admit
 from relic.ops.rope import apply_rope, grid_table, rope_table, turn_heads
@@ -252,20 +253,19 @@ class Memory:
         plan, moves = self.plan, []
         for row, before in enumerate(self._kept):
             kept = before
-            seen = self._covisibility(row) if plan.policy.repositions else {}
+            shown = partial(self._redundancy, row) if plan.policy.repositions else None
             for latent in plan.leaving(self.block):
-                kept = admit(plan.policy, kept, latent, covisibility=seen.__getitem__ if seen else None)
+                kept = admit(plan.policy, kept, latent, redundancy=shown)
             self._kept[row] = kept
             moves.append(
                 [(i, slot) for slot, i in enumerate(kept) if slot >= len(before) or before[slot] != i]
             )
         return moves
 
-    def _covisibility(self, row: int) -> dict[int, float]:
-        latents = sorted(self._poses)
+    def _redundancy(self, row: int, latents: tuple[int, ...]) -> list[float]:
         poses = torch.stack([self._poses[i][row] for i in latents])
-        overlap = frustum_overlap(poses, poses[-1], reach=(1.0, self.plan.rows / self.plan.columns))
-        return dict(zip(latents, overlap.tolist(), strict=True))
+        shown: list[float] = redundancy(poses, reach=(1.0, self.plan.rows / self.plan.columns)).tolist()
+        return shown
 
     def _move_out(self, moves: list[list[tuple[int, int]]]) -> None:
         """Copy what leaves the window into its slots, all layers at once, before the ring overwrites it."""

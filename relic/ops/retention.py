@@ -10,7 +10,7 @@ memory itself read the plan from here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
 
 SCHEDULE = (1, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4)  # paper §4.2, a factor per side
 IMAGE = 0  # the latent that is never given up
+ROUND = 6  # digits by which views are told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,10 @@ class Compressed(Policy):
         schedule: Factor per side of latent i is `schedule[i % len(schedule)]`; 1 keeps it in full, 0 gives it
             up: (1, 0, 0, 0, 0, 0) are keyframes. The first one, the image's, must be kept. Without
             `max_latents` only, whose places in time would close up over what is given up.
-        max_latents: Most latents a query may see, for streams without an end; null keeps them all. Beyond it
-            the latent least co-visible with the current pose, among those of the same factor, makes room, and
-            places in time are re-mapped, in order, to 0 ... max_latents - 1.
+        max_latents: Most latents a query may see, for streams without an end; null keeps them all. Beyond it,
+            of the latents of one factor the one makes room whose view the others show best, be it the newest;
+            places in time are re-mapped, in order, to 0 ... max_latents - 1. So (1,) with `max_latents` holds
+            the latents that together show most of what was seen.
     """
 
     window: int = 8
@@ -310,24 +312,32 @@ def factors_seen(
 
 
 def admit(
-    policy: Policy, kept: tuple[int, ...], latent: int, *, covisibility: Callable[[int], float] | None = None
+    policy: Policy,
+    kept: tuple[int, ...],
+    latent: int,
+    *,
+    redundancy: Callable[[tuple[int, ...]], Sequence[float]] | None = None,
 ) -> tuple[int, ...]:
     """Return what is kept behind the window once `latent` has left it, one latent a slot.
 
-    A latent takes a fresh slot while there is room, and then the slot of the least co-visible latent of its
-    own factor (of equals, the oldest), so that slots never change size. The image latent stays.
+    A latent takes a fresh slot while there is room, and then that of the most redundant latent of its own
+    factor, so that slots never change size; if that is itself, it is given up. Of equals the newest goes, the
+    further from the truth. The image latent stays.
 
-    covisibility: Overlap of a kept latent with the current pose, in [0, 1]; needed once room is short.
+    redundancy: How well the views of each of these latents are shown by the others, in [0, 1]; needed once
+        room is short.
     """
     factor = policy.factor(latent)
     if factor == 0:
         return kept
     if policy.room is None or len(kept) < policy.room:
         return (*kept, latent)
-    if covisibility is None:
+    if redundancy is None:
         raise ValueError(
             f"All {policy.room} slots are taken: give poses, by which a latent can be chosen to make room."
         )
-    candidates = [i for i in kept if i != IMAGE and policy.factor(i) == factor]
-    leaves = min(candidates, key=lambda i: (covisibility(i), i))
+    rivals = (*kept, latent)
+    shares = dict(zip(rivals, redundancy(rivals), strict=True))
+    candidates = [i for i in rivals if i != IMAGE and policy.factor(i) == factor]
+    leaves = max(candidates, key=lambda i: (round(shares[i], ROUND), i))
     return tuple(latent if i == leaves else i for i in kept)

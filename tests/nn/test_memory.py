@@ -7,7 +7,7 @@ from torch import nn
 from relic.nn.context import KV, FreshKV
 from relic.nn.memory import Compressed, Full, Memory, MemoryPlan, SinkWindow, Window
 from relic.ops.actions import controls_of
-from relic.ops.covisibility import frustum_overlap
+from relic.ops.covisibility import redundancy
 from relic.ops.masks import memory_mask
 from relic.ops.pooling import pool_cells
 from relic.ops.retention import SCHEDULE, factors_seen
@@ -273,7 +273,7 @@ def test_a_bounded_memory_keeps_its_size_and_the_image_for_1000_latents():
     assert [SCHEDULE[i % 18] for i in memory.kept()] == [*SCHEDULE, 1]
 
 
-def test_the_least_covisible_latent_of_the_same_factor_makes_room():
+def test_the_latent_that_the_others_show_best_makes_room_for_one_of_its_factor():
     policy = Compressed(window=4, schedule=(1, 2), max_latents=21)
     plan = plan_of(policy, latents=None, layers=1, heads=1, head_width=2)
     memory, c2w = Memory(plan), turning(41, degrees=40.0)
@@ -282,13 +282,19 @@ def test_the_least_covisible_latent_of_the_same_factor_makes_room():
         memory.commit(fresh_of(plan, memory.block), c2w=c2w[:, block.start : block.stop])
         if len(before) < 17:
             continue
-        expected, current = list(before), c2w[0, block.stop - 1]
+        expected = list(before)
         for latent in block:
-            rivals = [i for i in expected if i and i % 2 == latent % 2]
-            seen = {i: float(frustum_overlap(c2w[0, i : i + 1], current, reach=(1, 3 / 5))) for i in rivals}
-            expected[expected.index(min(rivals, key=lambda i: (seen[i], i)))] = latent
+            views = [*expected, latent]
+            shown = redundancy(c2w[0, views], reach=(1, 3 / 5)).tolist()
+            rivals = [
+                (round(s, 6), i) for s, i in zip(shown, views, strict=True) if i and i % 2 == latent % 2
+            ]
+            leaves = max(rivals)[1]
+            if leaves != latent:
+                expected[expected.index(leaves)] = latent
         assert memory.kept() == tuple(expected)
     assert sorted(memory.kept()) != [0, *range(25, 41)]  # not merely the latest
+    assert max(memory.kept()) < 20, "of a second turn, which shows nothing new, nothing is kept"
 
 
 def test_a_bounded_stream_equals_the_oracle_with_places_mapped_again_at_every_block():

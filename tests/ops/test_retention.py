@@ -47,10 +47,15 @@ def test_a_latent_keeps_its_slot_until_one_of_its_factor_takes_it():
     for latent in range(5):
         kept = admit(policy, kept, latent)
     assert kept == (0, 1, 2, 3, 4)
-    overlap = {0: 0.0, 1: 0.4, 2: 0.9, 3: 0.3, 4: 0.8}
-    assert admit(policy, kept, 5, covisibility=overlap.__getitem__) == (0, 1, 2, 5, 4)
-    assert admit(policy, kept, 6, covisibility=overlap.__getitem__) == (0, 1, 2, 3, 6)  # the image stays
-    assert admit(policy, kept, 7, covisibility=lambda _: 0.0) == (0, 7, 2, 3, 4)  # of equals, the oldest
+    shown = {0: 1.0, 1: 0.4, 2: 0.2, 3: 0.6, 4: 0.3, 5: 0.5, 6: 0.1, 7: 0.9}
+
+    def redundancy(latents: tuple[int, ...]) -> list[float]:
+        return [shown[i] for i in latents]
+
+    assert admit(policy, kept, 5, redundancy=redundancy) == (0, 1, 2, 5, 4)
+    assert admit(policy, kept, 6, redundancy=redundancy) == (0, 1, 2, 3, 6)  # the image stays
+    assert admit(policy, kept, 7, redundancy=redundancy) == kept  # what is shown already takes no slot
+    assert admit(policy, kept, 7, redundancy=lambda i: [0.5] * len(i)) == kept  # of equals, the newest goes
 
 
 def test_who_is_kept_must_be_said_once_it_depends_on_poses():
