@@ -18,10 +18,12 @@ from machine import describe_machine
 from relic.nn.context import FreshKV
 from relic.nn.dit import DiTConfig
 from relic.nn.memory import Compressed, Full, Memory, MemoryPlan, Policy, SinkWindow, Window
+from relic.ops.camera import rotation_from_angles
 from relic.ops.pooling import cell_positions
 from relic.ops.rope import rope_table
 from relic.types import TIME_STRIDE, ClipSpec
 
+TURN = 11.0  # degrees a latent
 NETS = {"tiny": DiTConfig.tiny, "wan_1b": DiTConfig.wan_1b, "wan_14b": DiTConfig.wan_14b}
 
 
@@ -64,18 +66,22 @@ def measure(
     one = dataclasses.replace(plan, layers=1)
     memory = Memory(one, dtype=dtype, device=device)
     last = plan.blocks_in(plan.num_latents or 0) - 1
-    eye = torch.eye(4, dtype=torch.float64).expand(1, one.block_latents, 4, 4)
+    angles = torch.zeros(1, plan.blocks_in(plan.num_latents or 0) * one.block_latents, 3, dtype=torch.float64)
+    angles[0, :, 0] = TURN * torch.arange(angles.shape[1])  # ever new views, so that memories choose
+    c2w = torch.eye(4, dtype=torch.float64).repeat(1, angles.shape[1], 1, 1)
+    c2w[..., :3, :3] = rotation_from_angles(angles)
     while memory.block < last:
         given = fresh(one, memory.block, dtype=dtype, device=device)
-        memory.commit(given, c2w=eye[:, : len(one.block(memory.block))])
+        block = one.block(memory.block)
+        memory.commit(given, c2w=c2w[:, block.start : block.stop])
     view, (current,) = memory.view(), fresh(one, last, dtype=dtype, device=device)
     rope = rope_table(cell_positions(view.times, one.rows, one.columns), head_width=one.head_width)
     rope = rope.to(device, torch.float32)
-    layer = view.layer(0)
+    layer, times = view.layer(0), slice(one.block(last).start, one.block(last).stop)
     attention = seconds(lambda: layer(current.k, current.k, current.v, rope=rope), device, repeats=repeats)
     start = memory.fork()
     forks = iter([start.fork() for _ in range(3)])
-    commit = seconds(lambda: next(forks).commit((current,), c2w=eye), device, repeats=2)
+    commit = seconds(lambda: next(forks).commit((current,), c2w=c2w[:, times]), device, repeats=2)
     return attention, commit
 
 

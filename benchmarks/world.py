@@ -299,14 +299,18 @@ class Chain:
     def students(self) -> None:
         stages = [stage for stage in STUDENTS if stage not in self.args.skip]
         for stage, before in zip(stages, [None, *stages], strict=False):
-            starts = {which: self.before(stage, before, *which) for which in self.fitted}
-            now = [which for which in starts if starts[which].exists()]
-            for fitted in (now, [which for which in starts if which not in now]):  # others go on from these
+            left = self.fitted
+            while left:  # those that go on from others wait for them
+                fitted = [which for which in left if self.before(stage, before, *which).exists()]
+                if not fitted:
+                    sys.exit(
+                        f"{stage} of {', '.join(arm for arm, _ in left)}: what they go on from is missing."
+                    )
+                left = [which for which in left if which not in fitted]
                 commands = [self.fit_student(stage, before, arm=arm, seed=seed) for arm, seed in fitted]
                 products = [self.student(stage, *which) for which in fitted]
                 name = "_".join(dict.fromkeys([stage, *(arm for arm, _ in fitted)]))
-                if fitted:
-                    self.run(name, products, commands, at_a_time=len(self.args.gpus))
+                self.run(name, products, commands, at_a_time=len(self.args.gpus))
             self.end(stage)
 
     def before(self, stage: str, before: str | None, arm: str, seed: int) -> Path:
@@ -453,8 +457,8 @@ def main() -> None:
     for arm in args.arm:
         base = args.arms[arm].get("from", arm)
         begun = all(chain.student(STUDENTS[0], base, seed).exists() for seed in args.seeds)
-        if base not in args.arm and not begun:
-            parser.error(f"--arm {arm} goes on from {base}: name that one too.")
+        if not begun and (base not in args.arm or "of" in args.arms[base]):
+            parser.error(f"--arm {arm} goes on from {base}, which must be fitted before or with it.")
     for stages in (
         chain.data, chain.teachers, chain.pairs, chain.students, chain.bundles, chain.evaluation
     ):  # fmt: skip

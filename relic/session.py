@@ -27,7 +27,7 @@ from relic.types import TIME_STRIDE, Block
 
 __all__ = ["Codec", "Session", "Snapshot"]
 
-FORMAT = "relic-session/1"
+FORMAT = "relic-session/2"
 
 
 class Codec(Protocol):
@@ -50,6 +50,7 @@ class Snapshot:
 
     Args:
         world: Hash of the student it was played with.
+        played: Memory and steps that it was played with, in words.
         seed: Seed of all noise.
         true_blocks: Blocks from the start that were given, not generated; at least the image.
         prompts: One a block, the image's first.
@@ -58,6 +59,7 @@ class Snapshot:
     """
 
     world: str
+    played: str
     seed: int
     true_blocks: int
     prompts: tuple[str, ...]
@@ -258,10 +260,16 @@ class Session:
 
     # -- snapshots -------------------------------------------------------------------------------------------
 
+    @property
+    def played(self) -> str:
+        """Memory and steps, in words: the same student may be played with others."""
+        return f"{self.rollout.memory.plan.policy}, {self.rollout.sampler}"
+
     def snapshot(self) -> Snapshot:
         """Return what this session can be computed again from; see `restore`."""
         return Snapshot(
             world=self.world,
+            played=self.played,
             seed=self._seed,
             true_blocks=self._true,
             prompts=tuple(prompt for _, prompt in self._log),
@@ -277,7 +285,8 @@ class Session:
         takes as long as playing them did.
 
         Raises:
-            ValueError: If it is of another world, or does not fit this one. Nothing has changed then.
+            ValueError: If it is of another world, or one played otherwise, or does not fit. Nothing has changed
+                then.
         """
         kept = self._check_snapshot(snapshot)
         self._begin(snapshot.seed, prompt=snapshot.prompts[0])
@@ -371,6 +380,11 @@ class Session:
                 f"The snapshot is of a world with student {snapshot.world[:12] or '(unnamed)'}..., this one "
                 f"has {self.world[:12] or '(unnamed)'}...; load the world it was taken in."
             )
+        if snapshot.played != self.played:
+            raise ValueError(
+                f"The snapshot was taken where {snapshot.played} was played, here {self.played} is; load the "
+                "world that it was taken in."
+            )
         plan = self.rollout.memory.plan
         blocks, latents = len(snapshot.prompts), snapshot.latents
         frames = 1 + (blocks - 1) * self.frames
@@ -384,11 +398,6 @@ class Session:
                 f"The snapshot holds {blocks} prompts, actions {tuple(snapshot.actions.shape)}, latents "
                 f"{tuple(latents.shape)} and {snapshot.true_blocks} true blocks; {blocks} blocks here take "
                 f"{frames} frames of actions and latents of {tuple(self._kept[0].shape[1:])}."
-            )
-        if plan.num_latents is not None and plan.block(blocks - 1).stop > plan.num_latents:
-            raise ValueError(
-                f"The snapshot is {blocks} blocks long, the horizon here {plan.num_latents} latents: load "
-                "the world with the policy it was taken with."
             )
         return kept
 

@@ -318,5 +318,5 @@ def test_every_arm_of_the_comparison_is_a_student_that_can_be_fitted(tmp_path):
         assert model.forcing == ("hybrid" if name == "hybrid" else "teacher")
         known = {"network", "student", "causal_init", "self_forcing_5s", "self_forcing_20s"}
         assert arm.keys() <= known | {"pairs", "of", "from", "until"}
-        assert arm.get("of", name) in arms and arm.get("from", name) in arms
+        assert arm.get("of", name) in arms and "from" not in arms[arm.get("from", "full")]
         assert arm.get("until", "causal_init") in known

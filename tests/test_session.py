@@ -298,13 +298,13 @@ def test_a_snapshot_of_another_world_or_shape_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="The snapshot holds"):
             session.restore(replace(saved, **changes))
-    longer = session_of(world_of(BOUNDED))
-    play(longer, LONG[:6])
-    with pytest.raises(ValueError, match=r"The snapshot is 7 blocks long, the horizon here 11 latents"):
-        session.restore(longer.snapshot())
+    fewer = replace(world_of().config.sampler, steps=1)
+    for other in (world_of(BOUNDED), replace(world_of(), config=replace(world_of().config, sampler=fewer))):
+        with pytest.raises(ValueError, match=r"The snapshot was taken where .* was played, here .* is"):
+            session.restore(session_of(other).snapshot())
     assert session.num_frames == 9, "nothing has changed"
     torch.save({"format": "relic-session/9"}, tmp_path / "later.pt")
-    with pytest.raises(ValueError, match="says 'relic-session/9', this version reads 'relic-session/1'"):
+    with pytest.raises(ValueError, match="says 'relic-session/9', this version reads 'relic-session/2'"):
         Snapshot.load(tmp_path / "later.pt")
 
 

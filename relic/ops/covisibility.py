@@ -1,8 +1,7 @@
-"""How much of what one camera sees another one sees: frustum overlap, from poses alone.
+"""How much of what one camera sees others see: frustum overlap, from poses alone.
 
-Depth is not known, so points are spread through the view of the current camera, at a few distances in units
-of d̄ (a step; rooms are some 10 to 100 steps wide), and counted where they fall into the other camera's
-picture.
+Depth is not known, so points are spread through a camera's view, at a few distances in units of d̄ (a step;
+rooms are some 10 to 100 steps wide), and it is asked where they fall into other cameras' pictures.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from relic.ops.camera import invert_rigid
 __all__ = ["frustum_overlap", "redundancy"]
 
 DEPTHS = (8.0, 16.0, 32.0, 64.0, 128.0)  # d̄
-ACROSS, DOWN = 8, 6  # points of each distance
-COARSE = ((8.0, 32.0, 128.0), 6, 4)  # distances and points where all views are compared with all
+CELLS = (8, 6)  # points of each distance, across and down
+COARSE_DEPTHS, COARSE = (8.0, 32.0, 128.0), (6, 4)  # where all views are compared with all
 NEAR = 1e-6
 BESIDE = 2  # cameras by which a view is called shown
 
@@ -34,7 +33,9 @@ def redundancy(c2w: Tensor, *, reach: tuple[float, float]) -> Tensor:
     """
     poses = c2w.double().cpu()
     places = poses[:, :3, 3]
-    points = _points(reach, *COARSE) @ poses[:, :3, :3].mT + places[:, None]  # (n, p, 3): the views of all
+    points = (
+        _points(reach, depths=COARSE_DEPTHS, cells=COARSE) @ poses[:, :3, :3].mT + places[:, None]
+    )  # (n, p, 3): the views of all
     sight = points - places[:, None, None]  # (n, n, p, 3): camera, view
     own = torch.einsum("iipa->ipa", sight)
     distance, near = sight.norm(dim=-1), own.norm(dim=-1)
@@ -59,13 +60,15 @@ def frustum_overlap(c2w: Tensor, current: Tensor, *, reach: tuple[float, float])
 
 def _points(
     reach: tuple[float, float],
+    *,
     depths: tuple[float, ...] = DEPTHS,
-    across: int = ACROSS,
-    down: int = DOWN,
+    cells: tuple[int, int] = CELLS,
 ) -> Tensor:
     """Return points (p, 3) of a camera's view, in its own axes."""
-    x = reach[0] * (2 * (torch.arange(across, dtype=torch.float64) + 0.5) / across - 1)
-    y = reach[1] * (2 * (torch.arange(down, dtype=torch.float64) + 0.5) / down - 1)
+    x, y = (
+        size * (2 * (torch.arange(count, dtype=torch.float64) + 0.5) / count - 1)
+        for size, count in zip(reach, cells, strict=True)
+    )
     z = torch.tensor(depths, dtype=torch.float64)
     grid = torch.meshgrid(z, y, x, indexing="ij")
     return rearrange(torch.stack([grid[2] * grid[0], grid[1] * grid[0], grid[0]], -1), "z y x a -> (z y x) a")
@@ -77,7 +80,7 @@ def _within(points: Tensor, *, reach: tuple[float, float]) -> Tensor:
     """
     depth = points[..., 2]
     size = torch.tensor(reach, dtype=torch.float64)
-    cells = 2 * size / torch.tensor(COARSE[1:], dtype=torch.float64)
+    cells = 2 * size / torch.tensor(COARSE, dtype=torch.float64)
     flat = points[..., :2].abs() / depth.clamp(min=NEAR)[..., None]
     return (depth > NEAR) * ((size - flat) / cells + 0.5).clamp(0, 1).prod(-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -108,8 +109,8 @@ def select_scripts(
     Raises:
         ValueError: If a group or a length is not in the suite, or `gamma` is not positive.
     """
-    if not gamma > 0.0:
-        raise ValueError(f"gamma={gamma} must be positive: 1 plays the scripts as they are.")
+    if not 0.0 < gamma < math.inf:
+        raise ValueError(f"gamma={gamma} must be positive and finite: 1 plays the scripts as they are.")
     known_groups = tuple(dict.fromkeys(script.group for script in scripts))
     known_seconds = tuple(sorted({script.seconds for script in scripts}))
     for name, asked, known in (("groups", groups, known_groups), ("seconds", seconds, known_seconds)):

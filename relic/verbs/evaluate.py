@@ -37,6 +37,7 @@ from relic.world import World, find_bundle, read_card
 
 __all__ = ["evaluate"]
 
+FORMAT = "relic-run/2"  # of what a run writes down, and of how memories choose
 SETTINGS, CONTESTANT = "evaluation.json", "contestant.json"
 ENDLESS = 961  # frames that a world without a horizon is asked for, a minute
 LEAST_SIDE = 32  # pixels: less is too small for LPIPS
@@ -124,6 +125,7 @@ def evaluate(
     if suite == "memobench" and not any(getattr(case, "leaves", None) for case in cases):
         not_measured.append("Phases: not measured, their table is not there as CSV (docs/evaluation.md).")
     settings: dict[str, Any] = {
+        "format": FORMAT,
         "suite": suite,
         "data": data,
         "tables": digest_of(sorted(Path(data).rglob("*.csv"))) if suite == "memobench" and data else None,
@@ -131,6 +133,9 @@ def evaluate(
         "scripts": digest(repr(load_scripts(suite)).encode()) if data is None else None,
         "size": f"{clip.height}x{clip.width}",
         "fps": clip.fps,
+        "d_bar": first.d_bar,
+        "block_latents": clip.block_latents,
+        "frames": [case.num_frames for case in cases] if data is not None else None,
         "gamma": gamma,
         "seed": seed,
         "noise_seed": noise_seed,
@@ -142,7 +147,7 @@ def evaluate(
         "rule": str(judges.rule),
     }
     with alone(root, part=part):
-        claim(root, settings, file=SETTINGS, meaning={})
+        claim(root, settings, file=SETTINGS, meaning={"format": "an earlier version"})
         for who in contestants:
             claim(cases_of(root, who.label), described(who), file=CONTESTANT, meaning={})
         share = cases[part[0] :: part[1]]
@@ -156,7 +161,9 @@ def evaluate(
         with in_turn(root):  # parts that end together
             dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
             asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
-            kept = {name: value for name, value in settings.items() if name != "rule"}
+            kept = {
+                name: value for name, value in settings.items() if name not in ("format", "frames", "rule")
+            }
             report = build_report(
                 records, contestants, title=f"{suite}: {', '.join(c.label for c in contestants)}",
                 rule=str(judges.rule), settings=kept | asked, machine=machine(place),
@@ -175,7 +182,8 @@ def described(contestant: Contestant) -> dict[str, Any]:
     """Return what decides every frame that a contestant plays."""
     world = contestant.world
     return {
-        "policy": str(world.config.policy), "sampler": str(world.config.sampler), "d_bar": world.d_bar,
+        "label": contestant.label, "policy": str(world.config.policy),
+        "sampler": str(world.config.sampler), "d_bar": world.d_bar,
         "files": contestant.files,
     }  # fmt: skip
 

@@ -109,6 +109,22 @@ def test_a_world_can_be_laid_beside_those_of_a_finished_run(bundle, tmp_path, mo
     assert both["differences"]["two_steps"]["memory/psnr_lcm"]["mean"] != 0
 
 
+def test_a_run_takes_in_no_world_that_is_played_on_another_truth(bundle, tmp_path):
+    options = ["--groups", "turn_round", "--seconds", 4]
+    evaluate(bundle, tmp_path / "run", *options)
+    five_seconds(d_bar=0.06).save(tmp_path / "other_unit")
+    with pytest.raises(SystemExit, match=r"was begun with d_bar=0\.05, not 0\.06"):
+        evaluate(tmp_path / "other_unit", tmp_path / "run", *options)
+    five_seconds().save(tmp_path / "a b")
+    evaluate(tmp_path / "a b", tmp_path / "run", *options)
+    five_seconds().save(tmp_path / "a-b")
+    with pytest.raises(SystemExit, match="cases/a-b was begun with label=a b, not a-b"):
+        evaluate(tmp_path / "a-b", tmp_path / "run", *options)
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"suite": "relic", "seed": 7919}))
+    with pytest.raises(SystemExit, match=r"was begun with an earlier version .*another folder"):
+        evaluate(bundle, tmp_path / "run", *options)
+
+
 def test_scripts_are_played_at_another_speed(bundle, tmp_path):
     options = ["--groups", "look_away", "--seconds", 4]
     report = evaluate(bundle, tmp_path / "run", *options, "--gamma", 2)
@@ -151,6 +167,7 @@ def test_what_cannot_work_is_refused_before_anything_is_played(bundle, tmp_path,
         (["--policy", "own", "own"], "they must differ"),
         (["--scenes", 0], "scenes=0 must be at least 1"),
         (["--gamma", 0], r"gamma=0\.0 must be positive"),
+        (["--gamma", ".inf"], r"gamma=inf must be positive and finite"),
         (["--suite", "mind", "--data", tmp_path, "--gamma", 2], "gamma are of scripts"),
         (["--seconds", 20], "none of the .* cases can be played: 321 frames are beyond the horizon"),
         (["--lpips", tmp_path / "none.pth"], r"LPIPS: not measured, backbone not found at .*none\.pth"),
