@@ -285,8 +285,8 @@ class Session:
         takes as long as playing them did.
 
         Raises:
-            ValueError: If it is of another world, or one played otherwise, or does not fit. Nothing has changed
-                then.
+            ValueError: If it is of another world, or one played otherwise, or does not fit. Nothing has
+                changed then.
         """
         kept = self._check_snapshot(snapshot)
         self._begin(snapshot.seed, prompt=snapshot.prompts[0])
