@@ -27,6 +27,7 @@ COUNTS: Final = (
     "memory/pairs", "memory/clips", "memory/no_pair", "memory/did_not_move", "memory/unverified",
     "memory/pairs_self", "memory/clips_self", "memory/no_pair_self", "memory/did_not_move_self",
     "action/unscored",
+    "memory/unscored",
 )  # fmt: skip
 
 
@@ -42,8 +43,8 @@ def score_video(
     """Return the scores of a video by their public names; NaN where a score has nothing to be taken of.
 
     A case that measures memory is scored at its revisits against truth, after the prefix frame by frame
-    (MIND's long-context memory), and where the path closes by its last frame against its first (Echo's). One
-    that measures action is scored by its motion, and at revisits against itself.
+    (MIND's long-context memory), by its motion there, and where the path closes by its last frame against its
+    first (Echo's). One that measures action is scored by its motion, and at revisits against itself.
 
     Args:
         video: uint8 (f, h, w, 3), its first frames true.
@@ -79,21 +80,33 @@ def score_video(
             for name, value in closeness._asdict().items()
             if value is not None
         }
+        if camera is not None:
+            found = _motion(estimated[prefix - 1 :], truth.c2w[prefix - 1 :], d_bar=truth.d_bar)
+            scores |= {
+                f"memory/{name.removeprefix('action/')}": value
+                for name, value in found.items()
+                if name.count("/") == 1  # those by action are few here
+            }
     elif camera is not None:
         metrics = SelfRevisitScore(rule=judges.rule, lpips=judges.lpips)
         metrics.update(video, truth, estimated_c2w=camera, reconstruction=reconstruction)
         scores |= {name: float(value) for name, value in metrics.compute().items()}
-        motion = ActionError()
-        motion.update(estimated, truth.c2w, d_bar=truth.d_bar)
-        found = {name: float(value) for name, value in motion.compute().items()}
-        if found["action/coverage"] < LEAST_COVERAGE:  # else losing track early would look like obeying
-            found = {"action/coverage": found["action/coverage"], "action/unscored": 1.0}
-        scores |= found
+        scores |= _motion(estimated, truth.c2w, d_bar=truth.d_bar)
     seconds = min(DRIFT_SECONDS, len(video) / 2 / truth.fps)
     scores |= drift_of(shown, fps=truth.fps, seconds=seconds, truth=truth.video)
     if scores["drift/sharpness"] == -math.inf:
         scores["drift/sharpness"] = FLAT
     return {name: value if math.isfinite(value) else math.nan for name, value in scores.items()}
+
+
+def _motion(estimated: Tensor, c2w: Tensor, *, d_bar: float) -> dict[str, float]:
+    """Return how far estimated cameras are from those that were asked for, by the names of `ActionError`."""
+    motion = ActionError()
+    motion.update(estimated, c2w, d_bar=d_bar)
+    found = {name: float(value) for name, value in motion.compute().items()}
+    if found["action/coverage"] < LEAST_COVERAGE:  # else losing track early would look like obeying
+        return {"action/coverage": found["action/coverage"], "action/unscored": 1.0}
+    return found
 
 
 def seamless(video: Tensor, *, prefix: int, reconstruction: Tensor | None) -> Tensor:

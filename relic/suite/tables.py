@@ -62,6 +62,18 @@ TABLES: Final = (
         ),
     ),
     Table(
+        "Does it obey where it has been? (after a true prefix)",
+        "The same of the generated frames of the memory cases, aligned by themselves.",
+        (
+            Column("memory/rpe_trans", "RPE translation, Δ 1", "down"),
+            Column("memory/rpe_trans_8", "Δ 8", "down"),
+            Column("memory/rpe_rot_deg", "RPE rotation, ° Δ 1", "down"),
+            Column("memory/rpe_rot_deg_8", "Δ 8", "down"),
+            Column("memory/ate", "ATE", "down"), Column("memory/coverage", "coverage", "up"),
+            Column("memory/unscored", "lost", "down"),
+        ),
+    ),
+    Table(
         "Does it agree with itself? (from the image alone)",
         "Frames of one pose, before and after the view was left, where the estimated camera left and "
         "returned.",

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from relic.metrics import PoseEstimate
+from relic.ops.camera import rotation_from_angles
 from relic.suite.score import look_by_second, score_video
 from tests.suite.runs import JUDGES, cases_in
 
@@ -69,6 +70,32 @@ def test_losing_track_early_is_not_taken_for_obeying(tmp_path):
     )
     assert scores["action/unscored"] == 1 and "action/rpe_rot_deg" not in scores
     assert 0.3 < scores["action/coverage"] < 0.4
+
+
+def test_behind_a_prefix_only_generated_frames_are_asked_whether_they_obeyed(tmp_path):
+    class Strays:
+        """Finds the true camera but for the prefix, or but for what comes after it."""
+
+        def __init__(self, frames: slice) -> None:
+            self.frames = frames
+
+        def estimate(self, video, *, intrinsics_px):
+            c2w = clip.c2w.clone()
+            angles = torch.zeros(len(c2w[self.frames]), 3, dtype=torch.float64)
+            angles[:, 0] = 5.0 * torch.arange(len(angles))
+            c2w[self.frames, :3, :3] = rotation_from_angles(angles) @ c2w[self.frames, :3, :3]
+            return PoseEstimate(c2w, torch.ones(len(video), dtype=torch.bool))
+
+    clip = cases_in(tmp_path)[0].truth()
+    before, after = (
+        score_video(
+            clip.video, clip, prefix=41, measures="memory", judges=replace(JUDGES, estimator=Strays(frames))
+        )
+        for frames in (slice(0, 40), slice(41, None))
+    )
+    assert before["memory/rpe_rot_deg"] == pytest.approx(0, abs=1e-5) and before["memory/coverage"] == 1
+    assert after["memory/rpe_rot_deg"] > 4 and after["memory/rpe_rot_deg_8"] > 30
+    assert not [name for name in (*before, *after) if name.startswith("action/")]
 
 
 def test_a_video_shorter_than_two_seconds_has_a_drift(tmp_path):
