@@ -18,6 +18,7 @@ from relic.suite.summary import DRAWS, LEVEL, differences, summarise
 __all__ = ["build_report", "write_report"]
 
 FORMAT: Final = "relic-evaluation/1"
+DIGITS: Final = 8  # of what is written
 
 
 def build_report(
@@ -105,9 +106,11 @@ def write_report(out: Path, report: Mapping[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Return plain JSON values, None for what is not a finite number."""
+    """Return plain JSON values, rounded, None for what is not a finite number."""
     if isinstance(value, Mapping):
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value

@@ -45,7 +45,7 @@ def test_two_memories_are_played_side_by_side_and_reported(bundle, tmp_path, cap
         report["summary"][f"rooms ({name})"]["all"]["memory/psnr_lcm"]["mean"] for name in POLICIES
     )
     found = report["differences"]["rooms (compressed:4:2,1)"]["memory/psnr_lcm"]["mean"]
-    assert found == pytest.approx(other - one)
+    assert found == pytest.approx(other - one, abs=1e-6)
     again = evaluate(bundle, tmp_path / "run", *options)
     assert again["cases"] == report["cases"], "nothing is played twice"
     with pytest.raises(SystemExit, match=r"was begun with seed=7919, not 5 .*another folder"):
