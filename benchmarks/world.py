@@ -455,7 +455,9 @@ def main() -> None:
     print(describe_machine(), flush=True)
     chain = Chain(args)
     for arm in args.arm:
-        base = args.arms[arm].get("from", arm)
+        base = args.arms[arm].get("from")
+        if base is None:
+            continue
         begun = all(chain.student(STUDENTS[0], base, seed).exists() for seed in args.seeds)
         if not begun and (base not in args.arm or "of" in args.arms[base]):
             parser.error(f"--arm {arm} goes on from {base}, which must be fitted before or with it.")

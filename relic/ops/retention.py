@@ -2,9 +2,8 @@
 
 Latents come in blocks: block 0 is the image latent alone, block b >= 1 the next `block_latents` latents. A
 query in block b sees the latents of the window that ends with b in full, and of each older latent i what
-`factor(i)`
-says: nothing (0), all of it (1), or cells of factor x factor tokens averaged to one. Masks, pictures and the
-memory itself read the plan from here.
+`factor(i)` says: nothing (0), all of it (1), or cells of factor x factor tokens averaged to one. Masks,
+pictures and the memory itself read the plan from here.
 """
 
 from __future__ import annotations
@@ -142,8 +141,8 @@ class Compressed(Policy):
     Args:
         window: Length of the window, the current block included; a multiple of `block_latents`.
         schedule: Factor per side of latent i is `schedule[i % len(schedule)]`; 1 keeps it in full, 0 gives it
-            up: (1, 0, 0, 0, 0, 0) are keyframes. The first one, the image's, must be kept. Without
-            `max_latents` only, whose places in time would close up over what is given up.
+            up: (1, 0, 0, 0, 0, 0) are keyframes. The first one, the image's, must be kept. 0 can't be had
+            together with `max_latents`, which closes up places in time.
         max_latents: Most latents a query may see, for streams without an end; null keeps them all. Beyond it,
             of the latents of one factor the one makes room whose view the others show best, be it the newest;
             places in time are re-mapped, in order, to 0 ... max_latents - 1. So (1,) with `max_latents` holds

@@ -63,7 +63,7 @@ TABLES: Final = (
     ),
     Table(
         "Does it obey where it has been? (after a true prefix)",
-        "The same of the generated frames of the memory cases, aligned by themselves.",
+        "Motion estimated from the generated frames of the memory cases against the commanded one.",
         (
             Column("memory/rpe_trans", "RPE translation, Δ 1", "down"),
             Column("memory/rpe_trans_8", "Δ 8", "down"),

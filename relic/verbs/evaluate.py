@@ -135,7 +135,7 @@ def evaluate(
         "fps": clip.fps,
         "d_bar": first.d_bar,
         "block_latents": clip.block_latents,
-        "frames": [case.num_frames for case in cases] if data is not None else None,
+        "most_frames": most_frames(contestants) if data is not None else None,
         "gamma": gamma,
         "seed": seed,
         "noise_seed": noise_seed,
@@ -162,7 +162,9 @@ def evaluate(
             dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
             asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
             kept = {
-                name: value for name, value in settings.items() if name not in ("format", "frames", "rule")
+                name: value
+                for name, value in settings.items()
+                if name not in ("format", "most_frames", "rule")
             }
             report = build_report(
                 records, contestants, title=f"{suite}: {', '.join(c.label for c in contestants)}",
@@ -233,7 +235,7 @@ def recorded_cases(
     shape = Shape.of(
         world.config.clip,
         d_bar=world.d_bar,
-        most_frames=min(ENDLESS if c.world.endless else c.world.config.clip.max_frames for c in contestants),
+        most_frames=most_frames(contestants),
     )
     cases: list[Case] = []
     cases += find_mind(data, shape=shape) if suite == "mind" else find_memobench(data, shape=shape)
@@ -242,6 +244,11 @@ def recorded_cases(
     if unknown:
         raise ValueError(f"groups: {', '.join(unknown)} is not among {', '.join(known)}.")
     return [case for case in cases if not groups or case.group in groups]
+
+
+def most_frames(contestants: Sequence[Contestant]) -> int:
+    """Return the length of the longest clip that all contestants can play."""
+    return min(ENDLESS if c.world.endless else c.world.config.clip.max_frames for c in contestants)
 
 
 def write_mind_results(
