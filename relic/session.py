@@ -45,8 +45,8 @@ class Snapshot:
     """What a session can be computed again from. It holds no keys and values, and no pixels.
 
     Latents are kept up to the longest history that the memory holds whole: of a world with a horizon that is
-    all of them, of an endless one the true blocks and `max_latents` at most. The log of actions and prompts is always whole
-    (about 1 kB a second).
+    all of them, of an endless one the true blocks and `max_latents` at most. The log of actions and prompts
+    is always whole (about 1 kB a second).
 
     Args:
         world: Hash of the student it was played with.
@@ -281,8 +281,8 @@ class Session:
         """Go to where a snapshot was taken, by committing its latents again, a pass a block.
 
         The result is exact to the last bit, on the same kind of device. Latents are kept of true blocks
-        and up to the first eviction; the blocks of an endless world that came later are generated again, which is as exact and
-        takes as long as playing them did.
+        and up to the first eviction; the blocks of an endless world that came later are generated again, which
+        is as exact and takes as long as playing them did.
 
         Raises:
             ValueError: If it is of another world, or one played otherwise, or does not fit. Nothing has

@@ -161,11 +161,8 @@ def evaluate(
         with in_turn(root):  # parts that end together
             dimensions = measure_vbench(vbench, cases, contestants, root=root, missing=not_measured)
             asked = {"groups": list(groups) or "all", "seconds": list(seconds) or "all", "scenes": scenes}
-            kept = {
-                name: value
-                for name, value in settings.items()
-                if name not in ("format", "most_frames", "rule")
-            }
+            unsaid = ("format", "most_frames", "rule")
+            kept = {name: value for name, value in settings.items() if name not in unsaid}
             report = build_report(
                 records, contestants, title=f"{suite}: {', '.join(c.label for c in contestants)}",
                 rule=str(judges.rule), settings=kept | asked, machine=machine(place),
