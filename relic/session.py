@@ -281,8 +281,8 @@ class Session:
         """Go to where a snapshot was taken, by committing its latents again, a pass a block.
 
         The result is exact to the last bit, on the same kind of device. Latents are kept of true blocks
-        and up to the first eviction; the blocks of an endless world that came later are generated again, which
-        is as exact and takes as long as playing them did.
+        and up to the first eviction; blocks of an endless world that came later are generated again, which is
+        as exact and takes as long as playing them did.
 
         Raises:
             ValueError: If it is of another world, or one played otherwise, or does not fit. Nothing has
