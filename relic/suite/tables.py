@@ -29,6 +29,18 @@ class Table(NamedTuple):
     beside: tuple[tuple[str, str], ...] = ()
 
 
+def _motion(mode: str) -> tuple[Column, ...]:
+    """Return the columns of estimated motion, of all frames (action) or of those behind a prefix (memory)."""
+    titles = {
+        "rpe_trans": "RPE translation, Δ 1", "rpe_trans_8": "Δ 8", "rpe_rot_deg": "RPE rotation, ° Δ 1",
+        "rpe_rot_deg_8": "Δ 8", "ate": "ATE", "coverage": "coverage", "unscored": "lost",
+    }  # fmt: skip
+    return tuple(
+        Column(f"{mode}/{name}", title, "up" if name == "coverage" else "down")
+        for name, title in titles.items()
+    )
+
+
 # one column a line would hide the tables that they make
 TABLES: Final = (
     Table(
@@ -52,26 +64,12 @@ TABLES: Final = (
         "Does it obey? (from the image alone)",
         "Motion estimated from the video against the commanded one. The first line is the estimator's own "
         "floor. A case in which the camera is found on less than half of the frames is lost: not scored.",
-        (
-            Column("action/rpe_trans", "RPE translation, Δ 1", "down"),
-            Column("action/rpe_trans_8", "Δ 8", "down"),
-            Column("action/rpe_rot_deg", "RPE rotation, ° Δ 1", "down"),
-            Column("action/rpe_rot_deg_8", "Δ 8", "down"),
-            Column("action/ate", "ATE", "down"), Column("action/coverage", "coverage", "up"),
-            Column("action/unscored", "lost", "down"),
-        ),
+        _motion("action"),
     ),
     Table(
         "Does it obey where it has been? (after a true prefix)",
         "Motion estimated from the generated frames of the memory cases against the commanded one.",
-        (
-            Column("memory/rpe_trans", "RPE translation, Δ 1", "down"),
-            Column("memory/rpe_trans_8", "Δ 8", "down"),
-            Column("memory/rpe_rot_deg", "RPE rotation, ° Δ 1", "down"),
-            Column("memory/rpe_rot_deg_8", "Δ 8", "down"),
-            Column("memory/ate", "ATE", "down"), Column("memory/coverage", "coverage", "up"),
-            Column("memory/unscored", "lost", "down"),
-        ),
+        _motion("memory"),
     ),
     Table(
         "Does it agree with itself? (from the image alone)",
