@@ -262,4 +262,4 @@ class RelicModule(LightningModule):
         weights = gathered(self.plain_weights(self.averaged))
         if self.global_rank == 0:
             save_weights(path, weights, kind=self.kind, config=self.export_config())
-            rank_zero_info(f"Wrote {path}")
+            rank_zero_info(f"Wrote {path} ({self.trainer.global_step:,} steps)")

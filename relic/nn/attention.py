@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 __all__ = ["Ranges", "attend", "attend_segments", "preference", "taken"]
 
@@ -24,14 +23,32 @@ WORTH_A_PLAN = 2**22  # scores of a head, queries times keys
 REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 LARGE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *REST]
 SMALL = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *REST]
+TILE = 128  # queries, and keys, that a kernel has at a time
+PROGRAMS = 512  # that keep a GPU busy
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q·kᵀ/√d)·v. q: (b, k, n, d); k, v: (b, k, m, d) -> (b, k, n, d). Nothing is masked."""
-    if _fast(q):
-        with sdpa_kernel(preference(q.shape[2], k.shape[2]), set_priority=True):
-            return F.scaled_dot_product_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
+    if not _fast(q):
+        return F.scaled_dot_product_attention(q, k, v)
+    shares = _shares(q, keys=k.shape[2])
+    if shares > 1:
+        q = q.unflatten(2, (shares, -1)).transpose(1, 2).flatten(0, 1)
+        k, v = (x.repeat_interleave(shares, dim=0) for x in (k, v))
+    with sdpa_kernel(preference(q.shape[2], k.shape[2]), set_priority=True):
+        read = F.scaled_dot_product_attention(q, k, v)
+    return read.unflatten(0, (-1, shares)).transpose(1, 2).flatten(2, 3) if shares > 1 else read
+
+
+def _shares(q: Tensor, *, keys: int) -> int:
+    """Return into how many samples the queries (b, k, n, d) are dealt out.
+
+    Backward passes share out keys over the processors, a tile to each: a few keys leave most of them idle.
+    """
+    if keys > TILE or not torch.is_grad_enabled():
+        return 1
+    most = min(PROGRAMS // (q.shape[0] * q.shape[1]), q.shape[2] // TILE)
+    return next((n for n in range(most, 1, -1) if q.shape[2] % n == 0), 1)
 
 
 def preference(queries: int, keys: int) -> list[SDPBackend]:
@@ -39,60 +56,54 @@ def preference(queries: int, keys: int) -> list[SDPBackend]:
     return LARGE if queries * keys >= WORTH_A_PLAN else SMALL
 
 
+@torch.compiler.disable  # a kernel of its own, compiled for any lengths; what is round it is compiled once
 def attend_segments(
     q: Tensor, k: Tensor, v: Tensor, *, queries: Sequence[int], keys: Sequence[Ranges]
 ) -> Tensor:
-    """Return what each segment of the queries reads of its own keys and values, (n, z, d).
+    """Return what each segment of the queries reads of its own keys and values, (b, k, n, d).
 
-    On a GPU, in half precision, all segments are one call; without gradients each has its own, so that only
-    its keys are gathered at a time.
+    On a GPU, in half precision, all segments are one call, which gathers nothing. Else each has its own call,
+    for which its keys are gathered.
 
-    q: (n, z, d), of which segment after segment has `queries`; k, v: (m, z, d), of which each sees `keys`.
-        Tokens come first, so that a range is one piece of memory; z are the heads of all samples.
+    q: (b, k, n, d), of which segment after segment has `queries`; k, v: (b, k, m, d), of which each sees
+        `keys`.
     """
-    if not torch.is_grad_enabled():
-        own = q.split(list(queries))
-        return torch.cat(
-            [_read(x, taken(k, seen), taken(v, seen)) for x, seen in zip(own, keys, strict=True)]
-        )
-    chosen = tuple(piece for seen in keys for piece in seen)
-    k, v = taken(k, chosen), taken(v, chosen)
-    lengths = tuple(sum(stop - start for start, stop in seen) for seen in keys)
     if _takes_segments(q):
-        of_q, of_k = (_ends(tuple(counts), q.device) for counts in (queries, lengths))
-        whole = varlen_attn(q.contiguous(), k, v, of_q, of_k, max(queries), max(lengths))
-        assert isinstance(whole, Tensor)  # nothing beside it was asked for
-        return whole
-    pieces = (x.split(sizes) for x, sizes in ((q, list(queries)), (k, list(lengths)), (v, list(lengths))))
-    return torch.cat([_read(*each) for each in zip(*pieces, strict=True)])
+        mask = _tiles(tuple(queries), tuple(keys), k.shape[2], q.device)
+        read = _compiled()(q, k, v, block_mask=mask, kernel_options=_options(q.shape[-1]))
+        assert isinstance(read, Tensor)  # nothing beside it was asked for
+        return read
+    own = q.split(list(queries), dim=2)
+    if not torch.is_grad_enabled():
+        pairs = [(taken(k, seen), taken(v, seen)) for seen in keys]
+    else:  # in one go: the backward pass of every gather fills the length of the keys
+        lengths = [sum(stop - start for start, stop in seen) for seen in keys]
+        chosen = tuple(piece for seen in keys for piece in seen)
+        pairs = list(zip(*(taken(x, chosen).split(lengths, dim=2) for x in (k, v)), strict=True))
+    return torch.cat([attend(x, *pair) for x, pair in zip(own, pairs, strict=True)], dim=2)
 
 
-def _read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return what queries (n, z, d) read of keys and values (m, z, d)."""
-    return attend(*(x.transpose(0, 1)[None] for x in (q, k, v)))[0].transpose(0, 1)
-
-
-def taken(x: Tensor, ranges: Ranges, *, dim: int = 0) -> Tensor:
-    """Return ranges of x along a dimension, which may overlap, one after another. Cheaper than slices, whose
-    backward passes each fill the length of x.
+def taken(x: Tensor, ranges: Ranges) -> Tensor:
+    """Return ranges of the tokens of x (b, k, n, d), which may overlap, one after another. Cheaper than
+    slices, whose backward passes each fill the length of x.
     """
-    return _Taken.apply(x, ranges, dim)
+    return _Taken.apply(x, ranges)
 
 
 class _Taken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranges: Ranges, dim: int) -> Tensor:
-        ctx.ranges, ctx.dim, ctx.size = ranges, dim, x.shape
-        return torch.cat([x.narrow(dim, start, stop - start) for start, stop in ranges], dim)
+    def forward(ctx: Any, x: Tensor, ranges: Ranges) -> Tensor:
+        ctx.ranges, ctx.size = ranges, x.shape
+        return torch.cat([x[:, :, start:stop] for start, stop in ranges], dim=2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         summed = grad.new_zeros(ctx.size)
-        pieces = grad.split([stop - start for start, stop in ctx.ranges], ctx.dim)
+        pieces = grad.split([stop - start for start, stop in ctx.ranges], dim=2)
         for (start, stop), piece in zip(ctx.ranges, pieces, strict=True):
-            summed.narrow(ctx.dim, start, stop - start).add_(piece)
-        return summed, None, None
+            summed[:, :, start:stop] += piece
+        return summed, None
 
 
 def _fast(q: Tensor) -> bool:
@@ -102,13 +113,55 @@ def _fast(q: Tensor) -> bool:
 
 def _takes_segments(q: Tensor) -> bool:
     """Say whether the kernel that takes segments, which has no other to fall back to, takes these queries."""
-    if not _fast(q) or q.shape[-1] % 8 or q.shape[-1] > 256:
+    if not _fast(q) or q.shape[-1] not in (16, 32, 64, 128, 256):
         return False
     return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
-@cache  # they come from the host, which a recorded pass can't wait for
-def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return 0 and where each of some segments ends, int32."""
-    with torch.inference_mode(False), torch.no_grad():  # they may be first wanted by a sample, then by a fit
-        return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """Return the kernel that takes segments: compiled at first use, for any lengths from the second on."""
+    return torch.compile(flex_attention)
+
+
+def _options(head_width: int) -> dict[str, Any]:
+    """Return options of that kernel: every query sees a key; at width 64 its own choice is 1.4x slower."""
+    small = {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
+    return {"ROWS_GUARANTEED_SAFE": True, **(small if head_width <= 64 else {})}
+
+
+@cache  # it comes from the host, which a recorded pass can't wait for
+def _tiles(queries: tuple[int, ...], keys: tuple[Ranges, ...], count: int, device: torch.device) -> BlockMask:
+    """Return who sees whom of `count` keys, tile by tile: where no one sees anyone nothing is computed, and
+    where all see all nothing is masked.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # it may be first wanted by a sample, then by a fit
+        sees = torch.zeros(len(queries), -(-count // TILE) * TILE, dtype=torch.bool, device="cpu")
+        for row, ranges in zip(sees, keys, strict=True):
+            for start, stop in ranges:
+                row[start:stop] = True
+        segments = torch.arange(len(queries), device="cpu")
+        segment_of = segments.repeat_interleave(torch.tensor(queries, device="cpu"))
+        seen = sees.unflatten(1, (-1, TILE)).sum(-1)  # keys of each tile, by segment
+        some, whole = [], []
+        for tile in segment_of.split(TILE):
+            own = seen[tile[0] : tile[-1] + 1]
+            whole.append((own == TILE).all(0) & (len(tile) == TILE))
+            some.append((own > 0).any(0) & ~whole[-1])
+        listed = [_listed(torch.stack(each).to(device)) for each in (some, whole)]
+        sees, segment_of = sees[:, :count].to(device), segment_of.to(device)
+
+        def mask(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return sees[segment_of[query], key]
+
+        return BlockMask.from_kv_blocks(
+            *listed[0], *listed[1], BLOCK_SIZE=TILE, mask_mod=mask, seq_lengths=(len(segment_of), count)
+        )
+
+
+def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many tiles of each row are set, and their numbers, first of all: (1, 1, rows), (1, 1, rows,
+    columns), int32.
+    """
+    order = tiles.int().argsort(dim=1, descending=True, stable=True).int()
+    return tiles.sum(1, dtype=torch.int32)[None, None], order[None, None]

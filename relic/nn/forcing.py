@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from relic.nn.attention import Ranges, attend_segments, taken
-from relic.nn.cells import pooled, turns_of
+from relic.nn.attention import Ranges, attend_segments
+from relic.nn.cells import places_of, pooled, turns_of
 from relic.nn.context import KV, Context, Fresh, Pool, Rays, Turns
 from relic.nn.memory import MeanPool, MemoryPlan
 from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
 from relic.ops.pooling import cell_grid
-from relic.ops.retention import block_that_ends, window_start
+from relic.ops.retention import block_that_ends
 from relic.ops.rope import grid_table, turn_heads
 from relic.types import TIME_STRIDE, Controls
 
@@ -95,11 +94,18 @@ def _twice(frames: Tensor, *, clean: int) -> Tensor:
     return torch.cat([frames[:, : 1 + (clean - 1) * TIME_STRIDE], frames[:, 1:]], dim=1)
 
 
+class _Pooled(NamedTuple):
+    """Latents of a pass that are pooled by one factor: places (n,), and the table of their cells' places."""
+
+    places: Tensor
+    rope: Tensor
+
+
 class PackedContext(Context):
     """Attention of a training pass: a `Context` that holds nothing but the plan of the pass.
 
-    Keys are laid out as [all tokens of the pass | past]: latents as they are seen from behind the window, in
-    order of time. The window only moves on, so what a block sees of the past is its beginning.
+    Keys are laid out as [all tokens of the pass | cells of latents, by factor and time]. The window only
+    moves on, so what a block sees of the cells of a factor is their beginning.
 
     Args:
         packing: Who sees whom.
@@ -110,23 +116,23 @@ class PackedContext(Context):
 
     def __init__(self, packing: Packing, *, plan: MemoryPlan, pool: Pool, device: torch.device | str) -> None:
         self.packing, self.plan, self.pool = packing, plan, pool
-        past = {pair for segment in packing.segments for pair in self._past(segment)}
-        self.past = sorted(past)
-        factors = sorted({factor for _, factor in past} - {1})
-        self.pooled = {f: [place for place, factor in self.past if factor == f] for f in factors}
-        self._tables = {}
-        for factor, places in self.pooled.items():
-            times = [packing.times[place] for place in places]
-            self._tables[factor] = grid_table(
-                times, plan.rows, plan.columns, head_width=plan.head_width, factor=plan.rope_factor,
-                cells=factor, device=device,
+        seen = sorted({pair for segment in packing.segments for pair in segment.sees if pair[1] > 1})
+        self._behind: dict[tuple[int, int], tuple[int, int]] = {}
+        self.pooled: dict[int, _Pooled] = {}
+        end = len(packing.times) * plan.tokens_per_latent
+        for factor in sorted({factor for _, factor in seen}):
+            places = tuple(place for place, by in seen if by == factor)
+            rope = grid_table(
+                [packing.times[place] for place in places], plan.rows, plan.columns,
+                head_width=plan.head_width, factor=plan.rope_factor, cells=factor, device=device,
             )  # fmt: skip
-        tokens = plan.tokens_per_latent
-        self.queries = [len(segment.queries) * tokens for segment in packing.segments]
-        sizes = [prod(cell_grid(plan.rows, plan.columns, factor=factor)) for _, factor in self.past]
-        ends = list(accumulate(sizes, initial=len(packing.times) * tokens))
-        self._behind = dict(zip(self.past, pairwise(ends), strict=True))
-        self.keys = [self._ranges(segment) for segment in packing.segments]
+            self.pooled[factor] = _Pooled(places_of(places, torch.device(device)), rope)
+            cells = prod(cell_grid(plan.rows, plan.columns, factor=factor))
+            for place in places:
+                self._behind[place, factor] = end, end + cells
+                end += cells
+        self.queries = tuple(len(segment.queries) * plan.tokens_per_latent for segment in packing.segments)
+        self.keys = tuple(self._ranges(segment) for segment in packing.segments)
 
     @property
     def times(self) -> tuple[int, ...]:
@@ -139,18 +145,15 @@ class PackedContext(Context):
     def layer(self, index: int) -> PackedLayer:
         return PackedLayer(context=self, index=index)
 
-    def _past(self, segment: Segment) -> tuple[tuple[int, int], ...]:
-        """Return the latents that a block sees from behind its window, and by which factor."""
-        start = window_start(self.plan.policy, segment.block, block_latents=self.plan.block_latents)
-        return tuple(pair for pair in segment.sees if self.packing.times[pair[0]] < start)
-
     def _ranges(self, segment: Segment) -> Ranges:
-        """Return the ranges of the keys that a block sees."""
-        tokens, past = self.plan.tokens_per_latent, self._past(segment)
-        window = [place for place, _ in segment.sees[len(past) :]]
-        places = [self._behind[pair] for pair in past] + [(p * tokens, (p + 1) * tokens) for p in window]
+        """Return the ranges of the keys that a block sees, in their order."""
+        tokens = self.plan.tokens_per_latent
+        places = [
+            (place * tokens, (place + 1) * tokens) if factor == 1 else self._behind[place, factor]
+            for place, factor in segment.sees
+        ]
         ranges: list[tuple[int, int]] = []
-        for start, stop in places:
+        for start, stop in sorted(places):
             if ranges and ranges[-1][1] == start:
                 ranges[-1] = ranges[-1][0], stop
             else:
@@ -158,22 +161,18 @@ class PackedContext(Context):
         return tuple(ranges)
 
     def laid_out(self, layer: int, *, fresh: KV, turned: KV, rays: Rays | None) -> KV:
-        """Return all keys and values of a layer (m, z, d), tokens first, of those that the pass computed, (b,
-        k, n, d), before and after they were turned.
+        """Return all keys and values of a layer, (b, k, m, d), of those that the pass computed, (b, k, n, d),
+        before and after they were turned.
         """
-        tokens, grid = self.plan.tokens_per_latent, (self.plan.rows, self.plan.columns)
-        full, pieces = KV(*map(_tokens_first, turned)), {}
-        for factor, places in self.pooled.items():
+        grid, pieces = (self.plan.rows, self.plan.columns), [turned]
+        for factor, (places, rope) in self.pooled.items():
             cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
-            turn = turns_of(rays, places, factor=factor, of=len(self.times), rope=self._tables[factor])
-            pieces[factor] = [_tokens_first(x).tensor_split(len(places)) for x in turn(cells)]
-        if kept := tuple((p * tokens, (p + 1) * tokens) for p, factor in self.past if factor == 1):
-            pieces[1] = [taken(x, kept).split(tokens) for x in full]
-        both = []
-        for number, x in enumerate(full):
-            rest = {factor: iter(each[number]) for factor, each in pieces.items()}
-            both.append(torch.cat([x, *(next(rest[factor]).to(x.dtype) for _, factor in self.past)]))
-        return KV(*both)
+            pieces.append(turns_of(rays, places, factor=factor, of=len(self.times), rope=rope)(cells))
+        keys, values = (
+            torch.cat([x.to(whole.dtype) for x in each], dim=2) if len(pieces) > 1 else whole
+            for whole, each in zip(turned, zip(*pieces, strict=True), strict=True)
+        )
+        return KV(keys, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +187,6 @@ class PackedLayer:
     ) -> tuple[Tensor, None]:
         turned = Turns.of_tokens(rope, rays)(KV(k, v))
         q, turned = turn_heads(q, rope).to(turned.v.dtype), KV(turned.k.to(turned.v.dtype), turned.v)
-        return self._read(q, fresh=KV(k, v), turned=turned, rays=rays), None
-
-    @torch.compiler.disable  # clips differ in their blocks; what is round it is compiled once
-    def _read(self, q: Tensor, *, fresh: KV, turned: KV, rays: Rays | None) -> Tensor:
-        k, v = self.context.laid_out(self.index, fresh=fresh, turned=turned, rays=rays)
-        queries, keys = self.context.queries, self.context.keys
-        read = attend_segments(_tokens_first(q), k, v, queries=queries, keys=keys)
-        return rearrange(read, "n (b k) d -> b k n d", b=len(q))
-
-
-def _tokens_first(x: Tensor) -> Tensor:
-    return rearrange(x, "b k n d -> n (b k) d")
+        context = self.context
+        keys, values = context.laid_out(self.index, fresh=KV(k, v), turned=turned, rays=rays)
+        return attend_segments(q, keys, values, queries=context.queries, keys=context.keys), None

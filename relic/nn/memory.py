@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from relic.nn.attention import attend
-from relic.nn.cells import pooled, turns_of
+from relic.nn.cells import places_of, pooled, turns_of
 from relic.nn.context import KV, Fresh, FreshKV, Pool, Rays, Turns
 from relic.nn.memory_plan import MemoryPlan
 from relic.ops.covisibility import redundancy
@@ -307,6 +307,9 @@ class Memory:
     def _members(self, latents: range, factor: int) -> list[int]:
         return [i for i in latents if factor == 1 or self.plan.policy.factor(i) == factor]
 
+    def _places(self, members: list[int], latents: range) -> Tensor:
+        return places_of(tuple(i - latents.start for i in members), self.device)
+
     def _turns(self, latents: range, rays: Rays | None) -> dict[int, Turns]:
         """Return how each form of a block is turned: full (1), and each factor that it is pooled by.
 
@@ -316,7 +319,7 @@ class Memory:
         for factor in sorted({1, *map(plan.policy.factor, latents)} - {0}):
             members = self._members(latents, factor)
             rope = None if plan.policy.repositions else self._table_of(members, factor)
-            places = [i - latents.start for i in members]
+            places = self._places(members, latents)
             turns[factor] = turns_of(rays, places, factor=factor, of=len(latents), rope=rope)
         return turns
 
@@ -326,7 +329,7 @@ class Memory:
         for factor, turn in turns.items():
             kv = KV(*fresh[:2])
             if factor > 1:
-                places = [i - latents.start for i in self._members(latents, factor)]
+                places = self._places(self._members(latents, factor), latents)
                 kv = pooled(kv, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
             forms[factor] = turn(kv)
         return forms

@@ -49,8 +49,8 @@ def pool_cells(x: Tensor, *, factor: int) -> Tensor:
     high, wide = cell_grid(rows, columns, factor=factor)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not (rows % factor or columns % factor):
-        cells = rearrange(x, "... (h p) (w q) d -> ... h w (p q) d", p=factor, q=factor)
-        return cells.mean(-2, dtype=dtype).to(x.dtype)
+        cells = x.unflatten(-3, (high, factor)).unflatten(-2, (wide, factor))  # (..., h', p, w', q, d)
+        return cells.mean((-4, -2), dtype=dtype).to(x.dtype)
     padded = F.pad(x.to(dtype), (0, 0, 0, wide * factor - columns, 0, high * factor - rows))
     total = rearrange(padded, "... (h p) (w q) d -> ... h w (p q) d", p=factor, q=factor).sum(-2)
     counts = cell_counts(rows, columns, factor=factor, device=x.device).to(dtype)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.attention.varlen  # registers its operator
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 __all__ = ["Compute", "HasBlocks", "apply_compute"]
 
-SEGMENTS = torch.ops.torch_attn._varlen_attn.default  # of a training pass, self-attention alone
 ATTENTION = tuple(
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in (
@@ -42,6 +40,7 @@ class Compute:
             `products`, which are block inputs, what attention returns and matrix products no wider than their
             input; `attention`, block inputs and what self-attention returns; or `inputs`, block inputs only.
             The two in the middle are called selective activation checkpointing, the last full checkpointing.
+            Attention of all blocks of a student in one pass (`CausalInit`) is computed again in all three.
         compile_blocks: Compile each block with torch.compile; blocks of one shape share the compiled code.
         residual: Dtype of the residual stream: `float32`, as the public weights were trained, or `bfloat16`,
             which is faster and rounds more.
@@ -92,12 +91,12 @@ def _attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPo
         queries, keys = args[:2]  # (b, k, n, d)
         if keys.shape[2] >= queries.shape[2]:
             return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.MUST_SAVE if op == SEGMENTS else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep all attention, and products but for those that widen: the largest, and no dearer by the byte."""
-    if op in ATTENTION or op == SEGMENTS:
+    if op in ATTENTION:
         return CheckpointPolicy.MUST_SAVE
     if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
         matrix = args[-1]  # (in, out)

@@ -1,13 +1,10 @@
-from functools import partial
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention.flex_attention import flex_attention
 
 from relic.nn import attention
-from relic.nn.attention import _ends, attend, attend_segments, preference
-from relic.parallel.apply import checkpointed
+from relic.nn.attention import attend, attend_segments, preference
 
 
 def test_kernels_that_plan_are_for_what_is_worth_a_plan():
@@ -24,66 +21,101 @@ def test_attention_is_the_softmax_of_scaled_products():
     torch.testing.assert_close(attend(q, k, v), expected)
 
 
+def test_queries_of_a_few_keys_are_dealt_out_and_come_back(monkeypatch):
+    monkeypatch.setattr(attention, "TILE", 8)
+    draw, results = torch.Generator().manual_seed(0), []
+    q, k, v = (torch.randn(2, 3, n, 8, generator=draw, dtype=torch.float64) for n in (48, 5, 5))
+    weight = torch.randn(2, 3, 48, 8, generator=draw, dtype=torch.float64)
+    for fast in (False, True):
+        monkeypatch.setattr(attention, "_fast", lambda q, fast=fast: fast)
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        read = attend(*inputs)
+        results.append([read, *torch.autograd.grad((read * weight).sum(), inputs)])
+    assert attention._shares(q, keys=5) == 6 and attention._shares(q, keys=9) == 1
+    assert attention._shares(q[:, :, :47], keys=5) == 1
+    for plain, dealt in zip(*results, strict=True):
+        torch.testing.assert_close(dealt, plain)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("sizes", [(256, 1000), (4096, 4096)])
+@pytest.mark.parametrize("sizes", [(256, 1000), (4096, 4096), (4096, 32)])
 def test_every_kernel_gives_the_same(sizes):
     q, k, v = (torch.randn(1, 2, n, 64, device="cuda") for n in (sizes[0], sizes[1], sizes[1]))
-    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
-    assert (half - attend(q, k, v)).norm() / half.norm() < 1e-2
+    halves, results = [x.bfloat16() for x in (q, k, v)], []
+    for inputs in (halves, [x.float() for x in halves]):
+        inputs = [x.requires_grad_() for x in inputs]
+        read = attend(*inputs)
+        results.append([read, *torch.autograd.grad(read.square().sum(), inputs)])
+    for half, full in zip(*results, strict=True):
+        assert (half.float() - full).norm() / full.norm() < 1e-2
 
 
-RANGES = (((0, 3), (5, 9)), ((2, 4),), ((0, 9), (4, 6)))
+RANGES = (((0, 3), (5, 9)), ((2, 4),), ((0, 4), (6, 9)))
 QUERIES = (2, 1, 3)
 
 
 def segments(dtype=torch.float64, *, device="cpu", width=8) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     sizes = (sum(QUERIES), 9, 9)
-    return [torch.randn(n, 4, width, generator=draw, dtype=dtype).to(device).requires_grad_() for n in sizes]
+    drawn = [torch.randn(2, 2, n, width, generator=draw, dtype=dtype) for n in sizes]
+    return [x.to(device).requires_grad_() for x in drawn]
 
 
-def test_every_segment_reads_its_own_ranges_of_the_keys():
+def uncompiled(monkeypatch, tile: int = 128):
+    """Let segments be read as on a GPU, by the kernel as it stands, slow."""
+    monkeypatch.setattr(attention, "_takes_segments", lambda q: True)
+    monkeypatch.setattr(attention, "_compiled", lambda: flex_attention)
+    monkeypatch.setattr(attention, "TILE", tile)
+    attention._tiles.cache_clear()
+
+
+def test_every_segment_reads_its_own_ranges_of_the_keys(monkeypatch):
     (q, k, v), (again, keys, values) = segments(), segments()
     read = attend_segments(q, k, v, queries=QUERIES, keys=RANGES)
     with torch.no_grad():
         torch.testing.assert_close(attend_segments(q, k, v, queries=QUERIES, keys=RANGES), read)
+        uncompiled(monkeypatch)
+        tiled = attend_segments(q.detach(), k.detach(), v.detach(), queries=QUERIES, keys=RANGES)
+        torch.testing.assert_close(tiled, read)
     expected = []
-    for own, seen in zip(again.split(list(QUERIES)), RANGES, strict=True):
+    for own, seen in zip(again.split(list(QUERIES), dim=2), RANGES, strict=True):
         chosen = torch.cat([torch.arange(*pair) for pair in seen])
-        scores = torch.einsum("qzd,kzd->zqk", own, keys[chosen]) / 8**0.5
-        expected.append(torch.einsum("zqk,kzd->qzd", scores.softmax(-1), values[chosen]))
-    torch.testing.assert_close(read, torch.cat(expected))
-    for result in (read, torch.cat(expected)):
-        (result * torch.arange(4).add(1)[:, None]).square().sum().backward()
+        scores = own @ keys[:, :, chosen].mT / 8**0.5
+        expected.append(scores.softmax(-1) @ values[:, :, chosen])
+    torch.testing.assert_close(read, torch.cat(expected, dim=2))
+    for result in (read, torch.cat(expected, dim=2)):
+        (result * torch.arange(4).add(1).view(2, 2, 1, 1)).square().sum().backward()
     for ours, truth in zip((q, k, v), (again, keys, values), strict=True):
         torch.testing.assert_close(ours.grad, truth.grad)
 
 
-def test_ends_that_a_sample_asked_for_first_serve_a_fit():
+def listed(counts: torch.Tensor, numbers: torch.Tensor) -> list[list[int]]:
+    return [sorted(row[:n].tolist()) for n, row in zip(counts[0, 0].tolist(), numbers[0, 0], strict=True)]
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 4, 16])
+def test_tiles_are_whole_where_all_see_all_and_left_out_where_no_one_sees_anyone(tile, monkeypatch):
+    uncompiled(monkeypatch, tile)
+    mask = attention._tiles(QUERIES, RANGES, 9, torch.device("cpu"))
+    sees = torch.zeros(-(-sum(QUERIES) // tile) * tile, -(-9 // tile) * tile, dtype=torch.bool)
+    start = 0
+    for count, seen in zip(QUERIES, RANGES, strict=True):
+        for pair in seen:
+            sees[start : start + count, slice(*pair)] = True
+        start += count
+    squares = sees.unflatten(0, (-1, tile)).unflatten(2, (-1, tile)).movedim(1, 2).flatten(2)
+    whole = [row.nonzero()[:, 0].tolist() for row in squares.all(-1)]
+    some = [row.nonzero()[:, 0].tolist() for row in squares.any(-1) & ~squares.all(-1)]
+    assert listed(mask.full_kv_num_blocks, mask.full_kv_indices) == whole
+    assert listed(mask.kv_num_blocks, mask.kv_indices) == some
+    of_query, of_key = torch.arange(6)[:, None], torch.arange(9)
+    assert mask.mask_mod(None, None, of_query, of_key).equal(sees[:6, :9])
+
+
+def test_tiles_that_a_sample_asked_for_first_serve_a_fit():
     with torch.inference_mode():
-        ends = _ends((3, 1, 4), torch.device("cpu"))
-    assert ends.tolist() == [0, 3, 4, 8] and not ends.is_inference()
-
-
-class CountSegments(TorchDispatchMode):
-    """Counts how often all segments attend."""
-
-    calls = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func is torch.ops.torch_attn._varlen_attn.default
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("keep", "calls"), [("inputs", 2), ("attention", 1), ("products", 1)])
-def test_checkpointing_that_keeps_attention_keeps_that_of_segments(keep, calls, monkeypatch):
-    """On the meta device, as on a GPU."""
-    monkeypatch.setattr(attention, "_takes_segments", lambda q: True)
-    inputs = [x.detach().to("meta", torch.bfloat16).requires_grad_() for x in segments(width=64)]
-    run = checkpointed(partial(attend_segments, queries=QUERIES, keys=RANGES), keep=keep)
-    with CountSegments() as counter:
-        run(*inputs).sum().backward()
-    assert counter.calls == calls
+        mask = attention._tiles((3, 1), (((0, 4),), ((2, 4),)), 4, torch.device("cpu"))
+    assert not mask.kv_indices.is_inference() and not mask.q_indices.is_inference()
 
 
 @pytest.mark.gpu
@@ -92,8 +124,9 @@ def test_segments_in_half_precision_on_a_gpu_are_those_in_full(width):
     queries = tuple(128 * n for n in QUERIES)
     keys = tuple(tuple((100 * start, 100 * stop) for start, stop in seen) for seen in RANGES)
     draw = torch.Generator("cuda").manual_seed(0)
-    whole = [torch.randn(n, 4, width, device="cuda", generator=draw) for n in (sum(queries), 900, 900)]
-    weight, results = torch.randn(sum(queries), 4, width, device="cuda", generator=draw), []
+    sizes = (sum(queries), 900, 900)
+    whole = [torch.randn(2, 2, n, width, device="cuda", generator=draw) for n in sizes]
+    weight, results = torch.randn(2, 2, sizes[0], width, device="cuda", generator=draw), []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [x.bfloat16().to(dtype).requires_grad_() for x in whole]
         read = attend_segments(*inputs, queries=queries, keys=keys)

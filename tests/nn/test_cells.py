@@ -25,7 +25,7 @@ def rays_of(*, factor: int):
 @pytest.mark.parametrize("factor", [2, 3])
 def test_tokens_are_averaged_latent_by_latent(factor):
     kv = KV(normal(2, 4, LATENTS * TOKENS, 12), normal(2, 4, LATENTS * TOKENS, 12, seed=2))
-    cells = pooled(kv, [2, 0], factor=factor, layer=0, grid=GRID, pool=MeanPool())
+    cells = pooled(kv, torch.tensor([2, 0]), factor=factor, layer=0, grid=GRID, pool=MeanPool())
     for got, x in zip(cells, kv, strict=True):
         squares = x.unflatten(2, (LATENTS, *GRID))
         expected = torch.cat(
@@ -39,13 +39,14 @@ def test_cells_are_turned_by_rays_of_their_own_and_keys_by_their_places_too(fact
     rays = rays_of(factor=2)
     size = rays[factor].shape[2] // LATENTS
     rope = rope_table(normal(2 * size, 3, seed=3), head_width=12)
+    places = torch.tensor([1, 2])
     held = KV(normal(1, 4, 2 * size, 12), normal(1, 4, 2 * size, 12, seed=2))
-    turned = turns_of(rays, [1, 2], factor=factor, of=LATENTS, rope=rope)(held)
+    turned = turns_of(rays, places, factor=factor, of=LATENTS, rope=rope)(held)
     table = rays[factor][:, :, size:]  # of the last two latents
     torch.testing.assert_close(turned.k, apply_rope(turn_heads(held.k, table), rope))
     torch.testing.assert_close(turned.v, turn_heads(held.v, table))
-    later = turns_of(rays, [1, 2], factor=factor, of=LATENTS, rope=None)(held)
+    later = turns_of(rays, places, factor=factor, of=LATENTS, rope=None)(held)
     torch.testing.assert_close(later.k, turn_heads(held.k, table))
-    plain = turns_of(None, [1, 2], factor=factor, of=LATENTS, rope=rope)(held)
+    plain = turns_of(None, places, factor=factor, of=LATENTS, rope=rope)(held)
     torch.testing.assert_close(plain.k, apply_rope(held.k, rope))
     assert plain.v is held.v
