@@ -86,6 +86,7 @@ def main() -> None:
     residual: Any = "bfloat16" if gpu else "float32"
     flops: dict[int, float] = {}
     for way in args.ways:
+        torch.compiler.reset()  # or what another way compiled would be made general for this one
         compute = Compute(keep=args.keep, residual=residual, compile_blocks=way in ("compiled", "both"))
         module = CausalInit(net=net, clip=clip, forcing=args.forcing, compute=compute, ema_decay=None)
         with torch.device(device):

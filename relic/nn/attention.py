@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-__all__ = ["Ranges", "attend", "attend_segments", "preference", "taken"]
+__all__ = ["Ranges", "attend", "attend_segments", "preference"]
 
 Ranges = tuple[tuple[int, int], ...]  # start and stop of each
 
@@ -23,34 +23,26 @@ WORTH_A_PLAN = 2**22  # scores of a head, queries times keys
 REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 LARGE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *REST]
 SMALL = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *REST]
-TILE = 128  # queries, and keys, that a kernel has at a time
-# of that kernel for narrow heads, whose own choice is 1.4x slower on Hopper
+TILE = 128  # queries, and keys, that kernels take at a time
+# For heads up to 64 wide, flex attention's own choice is 1.4 times slower on Hopper.
 NARROW = {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
-PROGRAMS = 512  # that keep a GPU busy
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q·kᵀ/√d)·v. q: (b, k, n, d); k, v: (b, k, m, d) -> (b, k, n, d). Nothing is masked."""
+def attend(q: Tensor, k: Tensor, v: Tensor, *, parts: int = 1) -> Tensor:
+    """Return softmax(q·kᵀ/√d)·v. q: (b, k, n, d); k, v: (b, k, m, d) -> (b, k, n, d). Nothing is masked.
+
+    parts: equal parts of the queries (the latents, say) that may be dealt out as samples. Backward passes
+    share keys out over the processors, a tile to each: a few keys would leave most of them idle.
+    """
     if not _fast(q):
         return F.scaled_dot_product_attention(q, k, v)
-    shares = _shares(q, keys=k.shape[2])
-    if shares > 1:
-        q = q.unflatten(2, (shares, -1)).transpose(1, 2).flatten(0, 1)
-        k, v = (x.repeat_interleave(shares, dim=0) for x in (k, v))
+    dealt = parts > 1 and k.shape[2] < TILE and torch.is_grad_enabled()
+    if dealt:
+        q = q.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
+        k, v = (x.repeat_interleave(parts, dim=0) for x in (k, v))
     with sdpa_kernel(preference(q.shape[2], k.shape[2]), set_priority=True):
         read = F.scaled_dot_product_attention(q, k, v)
-    return read.unflatten(0, (-1, shares)).transpose(1, 2).flatten(2, 3) if shares > 1 else read
-
-
-def _shares(q: Tensor, *, keys: int) -> int:
-    """Return into how many samples the queries (b, k, n, d) are dealt out.
-
-    Backward passes share out keys over the processors, a tile to each: a few keys leave most of them idle.
-    """
-    if keys > TILE or not torch.is_grad_enabled():
-        return 1
-    most = min(PROGRAMS // (q.shape[0] * q.shape[1]), q.shape[2] // TILE)
-    return next((n for n in range(most, 1, -1) if q.shape[2] % n == 0), 1)
+    return read.unflatten(0, (-1, parts)).transpose(1, 2).flatten(2, 3) if dealt else read
 
 
 def preference(queries: int, keys: int) -> list[SDPBackend]:
@@ -58,7 +50,6 @@ def preference(queries: int, keys: int) -> list[SDPBackend]:
     return LARGE if queries * keys >= WORTH_A_PLAN else SMALL
 
 
-@torch.compiler.disable  # a kernel of its own, compiled for any lengths; what is round it is compiled once
 def attend_segments(
     q: Tensor, k: Tensor, v: Tensor, *, queries: Sequence[int], keys: Sequence[Ranges]
 ) -> Tensor:
@@ -72,21 +63,22 @@ def attend_segments(
     """
     if _takes_segments(q):
         mask = _tiles(tuple(queries), tuple(keys), k.shape[2], q.device)
-        options = NARROW if q.shape[-1] <= 64 else None
+        # fewer queries than a tile go to a kernel with options of its own
+        options = NARROW if q.shape[-1] <= 64 and q.shape[2] >= TILE else None
         read = _compiled()(q, k, v, block_mask=mask, kernel_options=options)
         assert isinstance(read, Tensor)  # nothing beside it was asked for
         return read
     own = q.split(list(queries), dim=2)
     if not torch.is_grad_enabled():
-        pairs = [(taken(k, seen), taken(v, seen)) for seen in keys]
+        pairs = [(_taken(k, seen), _taken(v, seen)) for seen in keys]
     else:  # in one go: the backward pass of every gather fills the length of the keys
         lengths = [sum(stop - start for start, stop in seen) for seen in keys]
         chosen = tuple(piece for seen in keys for piece in seen)
-        pairs = list(zip(*(taken(x, chosen).split(lengths, dim=2) for x in (k, v)), strict=True))
+        pairs = list(zip(*(_taken(x, chosen).split(lengths, dim=2) for x in (k, v)), strict=True))
     return torch.cat([attend(x, *pair) for x, pair in zip(own, pairs, strict=True)], dim=2)
 
 
-def taken(x: Tensor, ranges: Ranges) -> Tensor:
+def _taken(x: Tensor, ranges: Ranges) -> Tensor:
     """Return ranges of the tokens of x (b, k, n, d), which may overlap, one after another. Cheaper than
     slices, whose backward passes each fill the length of x.
     """
@@ -123,11 +115,14 @@ def _takes_segments(q: Tensor) -> bool:
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    """Return the kernel that takes segments: compiled at first use, for any lengths from the second on."""
-    return torch.compile(flex_attention)
+    """Return the kernel that takes segments: compiled at first use, for any lengths from the second on.
+
+    Without compilation it would hold all scores, so that a failure to compile is an error.
+    """
+    return torch.compile(flex_attention, fullgraph=True)
 
 
-@cache  # it comes from the host, which a recorded pass can't wait for
+@cache  # for good: it comes from the host, and what was recorded reads it where it is
 def _tiles(queries: tuple[int, ...], keys: tuple[Ranges, ...], count: int, device: torch.device) -> BlockMask:
     """Return who sees whom of `count` keys, tile by tile: where no one sees anyone nothing is computed, and
     where all see all nothing is masked.
@@ -157,8 +152,8 @@ def _tiles(queries: tuple[int, ...], keys: tuple[Ranges, ...], count: int, devic
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many tiles of each row are set, and their numbers, first of all: (1, 1, rows), (1, 1, rows,
-    columns), int32.
+    """Return how many tiles of each row are set, (1, 1, rows), and the numbers of all, those first, (1, 1,
+    rows, columns), int32.
     """
     order = tiles.int().argsort(dim=1, descending=True, stable=True).int()
     return tiles.sum(1, dtype=torch.int32)[None, None], order[None, None]

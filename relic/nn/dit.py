@@ -155,7 +155,7 @@ class CrossAttention(Attention):
         """x: (b, t, s, d); text: (b, n, d), or what `read` made of it."""
         q = self.split(self.norm_q(rearrange(self.q(x), "b t s d -> b (t s) d")))
         k, v = self.read(text) if isinstance(text, Tensor) else text
-        out = self.merge(attend(q.to(v.dtype), k.to(v.dtype), v))
+        out = self.merge(attend(q.to(v.dtype), k.to(v.dtype), v, parts=x.shape[1]))
         return rearrange(out, "b (t s) d -> b t s d", t=x.shape[1])
 
     def read(self, text: Tensor) -> KV:

@@ -1,10 +1,9 @@
 """A causal network in training: all blocks in one pass, each seeing what its memory would show it (paper
 §4.4).
 
-No mask: every block reads its own concatenated keys, so that nothing is computed that a mask would throw
-away. Clean blocks pass through the network together with the noisy ones, so that
-gradients reach the keys and values that a memory would hold, and thereby the writing of memory, its pooling
-included.
+Every block reads its own keys, so that hardly anything is computed that a mask would throw away. Clean blocks
+pass through the network together with the noisy ones, so that gradients reach the keys and values that a
+memory would hold, and thereby the writing of memory, its pooling included.
 """
 
 from __future__ import annotations
@@ -165,9 +164,10 @@ class PackedContext(Context):
         before and after they were turned.
         """
         grid, pieces = (self.plan.rows, self.plan.columns), [turned]
+        latents = turned.k.shape[2] // self.plan.tokens_per_latent  # not counted in Python: see PackedLayer
         for factor, (places, rope) in self.pooled.items():
             cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
-            pieces.append(turns_of(rays, places, factor=factor, of=len(self.times), rope=rope)(cells))
+            pieces.append(turns_of(rays, places, factor=factor, of=latents, rope=rope)(cells))
         keys, values = (
             torch.cat([x.to(whole.dtype) for x in each], dim=2) if len(pieces) > 1 else whole
             for whole, each in zip(turned, zip(*pieces, strict=True), strict=True)
@@ -187,6 +187,10 @@ class PackedLayer:
     ) -> tuple[Tensor, None]:
         turned = Turns.of_tokens(rope, rays)(KV(k, v))
         q, turned = turn_heads(q, rope).to(turned.v.dtype), KV(turned.k.to(turned.v.dtype), turned.v)
-        context = self.context
-        keys, values = context.laid_out(self.index, fresh=KV(k, v), turned=turned, rays=rays)
-        return attend_segments(q, keys, values, queries=context.queries, keys=context.keys), None
+        return self._read(
+            q, self.context.laid_out(self.index, fresh=KV(k, v), turned=turned, rays=rays)
+        ), None
+
+    @torch.compiler.disable  # what is compiled must not depend on who sees whom, which each clip length changes
+    def _read(self, q: Tensor, kv: KV) -> Tensor:
+        return attend_segments(q, *kv, queries=self.context.queries, keys=self.context.keys)

@@ -5,6 +5,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from relic.nn import attention
 from relic.nn.attention import attend, attend_segments, preference
+from relic.parallel.apply import checkpointed
 
 
 def test_kernels_that_plan_are_for_what_is_worth_a_plan():
@@ -22,19 +23,23 @@ def test_attention_is_the_softmax_of_scaled_products():
 
 
 def test_queries_of_a_few_keys_are_dealt_out_and_come_back(monkeypatch):
-    monkeypatch.setattr(attention, "TILE", 8)
-    draw, results = torch.Generator().manual_seed(0), []
+    draw, results, seen = torch.Generator().manual_seed(0), [], []
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention.F, "scaled_dot_product_attention", lambda q, k, v: seen.append(len(q)) or plain(q, k, v)
+    )
     q, k, v = (torch.randn(2, 3, n, 8, generator=draw, dtype=torch.float64) for n in (48, 5, 5))
     weight = torch.randn(2, 3, 48, 8, generator=draw, dtype=torch.float64)
     for fast in (False, True):
         monkeypatch.setattr(attention, "_fast", lambda q, fast=fast: fast)
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-        read = attend(*inputs)
+        read = attend(*inputs, parts=6)
         results.append([read, *torch.autograd.grad((read * weight).sum(), inputs)])
-    assert attention._shares(q, keys=5) == 6 and attention._shares(q, keys=9) == 1
-    assert attention._shares(q[:, :, :47], keys=5) == 1
-    for plain, dealt in zip(*results, strict=True):
-        torch.testing.assert_close(dealt, plain)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, parts=6), results[0][0])
+    assert seen == [2, 12, 2]  # samples: only a backward pass asks for more
+    for whole, dealt in zip(*results, strict=True):
+        torch.testing.assert_close(dealt, whole)
 
 
 @pytest.mark.gpu
@@ -44,7 +49,7 @@ def test_every_kernel_gives_the_same(sizes):
     halves, results = [x.bfloat16() for x in (q, k, v)], []
     for inputs in (halves, [x.float() for x in halves]):
         inputs = [x.requires_grad_() for x in inputs]
-        read = attend(*inputs)
+        read = attend(*inputs, parts=8)
         results.append([read, *torch.autograd.grad(read.square().sum(), inputs)])
     for half, full in zip(*results, strict=True):
         assert (half.float() - full).norm() / full.norm() < 1e-2
@@ -61,22 +66,21 @@ def segments(dtype=torch.float64, *, device="cpu", width=8) -> list[torch.Tensor
     return [x.to(device).requires_grad_() for x in drawn]
 
 
-def uncompiled(monkeypatch, tile: int = 128):
-    """Let segments be read as on a GPU, by the kernel as it stands, slow."""
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Segments are read as on a GPU, by the kernel as it stands, slow; the value sets its tiles."""
     monkeypatch.setattr(attention, "_takes_segments", lambda q: True)
     monkeypatch.setattr(attention, "_compiled", lambda: flex_attention)
-    monkeypatch.setattr(attention, "TILE", tile)
+    attention._tiles.cache_clear()
+    yield lambda tile: monkeypatch.setattr(attention, "TILE", tile)
     attention._tiles.cache_clear()
 
 
-def test_every_segment_reads_its_own_ranges_of_the_keys(monkeypatch):
+def test_every_segment_reads_its_own_ranges_of_the_keys():
     (q, k, v), (again, keys, values) = segments(), segments()
     read = attend_segments(q, k, v, queries=QUERIES, keys=RANGES)
     with torch.no_grad():
         torch.testing.assert_close(attend_segments(q, k, v, queries=QUERIES, keys=RANGES), read)
-        uncompiled(monkeypatch)
-        tiled = attend_segments(q.detach(), k.detach(), v.detach(), queries=QUERIES, keys=RANGES)
-        torch.testing.assert_close(tiled, read)
     expected = []
     for own, seen in zip(again.split(list(QUERIES), dim=2), RANGES, strict=True):
         chosen = torch.cat([torch.arange(*pair) for pair in seen])
@@ -93,9 +97,17 @@ def listed(counts: torch.Tensor, numbers: torch.Tensor) -> list[list[int]]:
     return [sorted(row[:n].tolist()) for n, row in zip(counts[0, 0].tolist(), numbers[0, 0], strict=True)]
 
 
+def test_the_kernel_that_takes_segments_is_told_who_sees_whom(uncompiled):
+    q, k, v = (x.detach() for x in segments())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_takes_segments", lambda q: False)
+        expected = attend_segments(q, k, v, queries=QUERIES, keys=RANGES)
+    torch.testing.assert_close(attend_segments(q, k, v, queries=QUERIES, keys=RANGES), expected)
+
+
 @pytest.mark.parametrize("tile", [1, 2, 3, 4, 16])
-def test_tiles_are_whole_where_all_see_all_and_left_out_where_no_one_sees_anyone(tile, monkeypatch):
-    uncompiled(monkeypatch, tile)
+def test_tiles_are_whole_where_all_see_all_and_left_out_where_no_one_sees_anyone(tile, uncompiled):
+    uncompiled(tile)
     mask = attention._tiles(QUERIES, RANGES, 9, torch.device("cpu"))
     sees = torch.zeros(-(-sum(QUERIES) // tile) * tile, -(-9 // tile) * tile, dtype=torch.bool)
     start = 0
@@ -120,16 +132,23 @@ def test_tiles_that_a_sample_asked_for_first_serve_a_fit():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [64, 12])
-def test_segments_in_half_precision_on_a_gpu_are_those_in_full(width):
-    queries = tuple(128 * n for n in QUERIES)
+@pytest.mark.parametrize("tokens", [128, 100])  # 100: borders of segments lie within tiles
+def test_segments_in_half_precision_on_a_gpu_are_those_in_full(width, tokens):
+    queries = tuple(tokens * n for n in QUERIES)
     keys = tuple(tuple((100 * start, 100 * stop) for start, stop in seen) for seen in RANGES)
     draw = torch.Generator("cuda").manual_seed(0)
     sizes = (sum(queries), 900, 900)
     whole = [torch.randn(2, 2, n, width, device="cuda", generator=draw) for n in sizes]
     weight, results = torch.randn(2, 2, sizes[0], width, device="cuda", generator=draw), []
-    for dtype in (torch.float32, torch.bfloat16):
+    runs = (
+        (torch.float32, attend_segments),
+        (torch.bfloat16, attend_segments),
+        (torch.bfloat16, checkpointed(attend_segments, keep="attention")),
+    )
+    for dtype, run in runs:
         inputs = [x.bfloat16().to(dtype).requires_grad_() for x in whole]
-        read = attend_segments(*inputs, queries=queries, keys=keys)
+        read = run(*inputs, queries=queries, keys=keys)
         results.append([read, *torch.autograd.grad((read.float() * weight).sum(), inputs)])
-    for full, half in zip(*results, strict=True):
-        assert (full - half.float()).norm() / full.norm() < 2e-2
+    for full, *halves in zip(*results, strict=True):
+        for half in halves:
+            assert (full - half.float()).norm() / full.norm() < 2e-2

@@ -163,6 +163,26 @@ def test_one_compiled_block_serves_every_layer_and_step_of_a_training_pass():
     assert compiled.frame_count == 5
 
 
+@pytest.mark.slow
+def test_what_is_compiled_serves_clips_of_every_length():
+    net = network().requires_grad_(True)
+    policy, compiled = Compressed(window=4, schedule=SHORT), torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    for block in net.blocks:
+        block.forward = torch.compile(block.forward, backend=compiled)
+    counts = []
+    for latents in (13, 9, 17, 11, 15, 21):
+        given = inputs("hybrid") | {
+            "clean": clip(5),
+            "noisy": clip(latents - 5),
+            "sigma": levels(latents)[:, 5:],
+        }
+        plan = plan_of(policy, latents=latents, block_latents=2)
+        forced_velocity(net, **given, plan=plan)
+        counts.append(compiled.frame_count)
+    assert counts[-1] == counts[2]  # the first length, then any
+
+
 @pytest.mark.parametrize(
     ("forcing", "clean", "noisy", "message"),
     [
