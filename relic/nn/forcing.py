@@ -187,10 +187,9 @@ class PackedLayer:
     ) -> tuple[Tensor, None]:
         turned = Turns.of_tokens(rope, rays)(KV(k, v))
         q, turned = turn_heads(q, rope).to(turned.v.dtype), KV(turned.k.to(turned.v.dtype), turned.v)
-        return self._read(
-            q, self.context.laid_out(self.index, fresh=KV(k, v), turned=turned, rays=rays)
-        ), None
+        kv = self.context.laid_out(self.index, fresh=KV(k, v), turned=turned, rays=rays)
+        return self._read(q, kv), None
 
-    @torch.compiler.disable  # what is compiled must not depend on who sees whom, which each clip length changes
+    @torch.compiler.disable  # who sees whom differs with the length of a clip
     def _read(self, q: Tensor, kv: KV) -> Tensor:
         return attend_segments(q, *kv, queries=self.context.queries, keys=self.context.keys)
