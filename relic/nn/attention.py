@@ -55,8 +55,8 @@ def attend_segments(
 ) -> Tensor:
     """Return what each segment of the queries reads of its own keys and values, (b, k, n, d).
 
-    On a GPU, in half precision, all segments are one call, which gathers nothing. Else each has its own call,
-    for which its keys are gathered.
+    On a GPU (Ampere or later), in half precision, all segments are one call, which gathers nothing. Else each
+    has its own call, for which its keys are gathered.
 
     q: (b, k, n, d), of which segment after segment has `queries`; k, v: (b, k, m, d), of which each sees
         `keys`.

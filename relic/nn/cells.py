@@ -21,11 +21,12 @@ def places_of(latents: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def pooled(kv: KV, places: Tensor, *, factor: int, layer: int, grid: tuple[int, int], pool: Pool) -> KV:
-    """Pool some latents of a pass over cells: keys and values (b, k, n', d), not turned, latent by latent.
+    """Return some latents of a pass pooled over cells, (b, k, n', d), latent by latent.
 
-    places: of the latents in the pass, (n,). grid: rows and columns of tokens.
+    kv: of all its tokens, (b, k, n, d), not turned. places: of the latents in the pass, (t,). grid: rows and
+    columns of tokens.
     """
-    # all latents: what is indexed then is small, and compiled there is no pass over memory more
+    # pool all, then pick: what is indexed is small then, and compiled code fuses the pooling
     cells = pool(KV(*(x.unflatten(2, (-1, *grid)) for x in kv)), factor=factor, layer=layer)
     return KV(*(x.index_select(2, places).flatten(2, 4) for x in cells))
 

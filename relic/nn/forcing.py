@@ -103,8 +103,8 @@ class _Pooled(NamedTuple):
 class PackedContext(Context):
     """Attention of a training pass: a `Context` that holds nothing but the plan of the pass.
 
-    Keys are laid out as [all tokens of the pass | cells of latents, by factor and time]. The window only
-    moves on, so what a block sees of the cells of a factor is their beginning.
+    Keys are laid out as [all tokens of the pass | cells of latents, by factor and time]; each block sees
+    ranges of them.
 
     Args:
         packing: Who sees whom.
@@ -164,7 +164,7 @@ class PackedContext(Context):
         before and after they were turned.
         """
         grid, pieces = (self.plan.rows, self.plan.columns), [turned]
-        latents = turned.k.shape[2] // self.plan.tokens_per_latent  # not counted in Python: see PackedLayer
+        latents = turned.k.shape[2] // self.plan.tokens_per_latent  # of the shape: compiled for any length
         for factor, (places, rope) in self.pooled.items():
             cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
             pieces.append(turns_of(rays, places, factor=factor, of=latents, rope=rope)(cells))

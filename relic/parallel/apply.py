@@ -40,7 +40,7 @@ class Compute:
             `products`, which are block inputs, what attention returns and matrix products no wider than their
             input; `attention`, block inputs and what self-attention returns; or `inputs`, block inputs only.
             The two in the middle are called selective activation checkpointing, the last full checkpointing.
-            Attention of all blocks of a student in one pass (`CausalInit`) is computed again in all three.
+            In half precision on a GPU, `CausalInit`'s self-attention is computed again in all three.
         compile_blocks: Compile each block with torch.compile; blocks of one shape share the compiled code.
         residual: Dtype of the residual stream: `float32`, as the public weights were trained, or `bfloat16`,
             which is faster and rounds more.
