@@ -21,6 +21,7 @@ from relic.modules.student import StudentModule
 from relic.nn.checkpoints import WeightsSource, file_sha256, read_header
 from relic.nn.denoiser import Denoiser
 from relic.nn.dit import DiTConfig
+from relic.nn.forcing import replayed_velocity
 from relic.nn.student import FewSteps, StudentConfig
 from relic.nn.text import WordTableConfig
 from relic.ops.dmd import ScoreLevels, channel_drift, dmd_gradient, mean_error, with_gradient
@@ -91,6 +92,8 @@ class SelfForcing(StudentModule):
         prefix_share: Share of the batches that go on from the true first half of their clips, in whole
             blocks, instead of the image alone (past the paper). What was really there is then in the memory,
             and the teacher, fitted with a `prefix_share` of its own, says how it looks when it is seen again.
+        replay_by: What is computed again at a time, and held for its backward pass: a `block`, as in the
+            paper, or the `clip`, all blocks in one pass, for small networks. The gradient is the same.
         guidance: Weight of the teacher's classifier-free guidance; 1 means none.
         levels: Noise levels at which clips are scored and the critic is fitted.
         critic_ratio: Steps of the critic for each of the student.
@@ -127,6 +130,7 @@ class SelfForcing(StudentModule):
         sampler: FewSteps = FewSteps(),  # noqa: B008 - frozen
         exit_step: int | Literal["random"] | None = None,
         prefix_share: float = 0.0,
+        replay_by: Literal["block", "clip"] = "block",
         guidance: float = 4.0,
         levels: ScoreLevels = ScoreLevels(),  # noqa: B008 - frozen
         critic_ratio: int = 5,
@@ -159,6 +163,13 @@ class SelfForcing(StudentModule):
                 f"prefix_share={prefix_share}: a clip of {clip.max_frames} frames has one block after the "
                 "image, and so no first half to go on from; use longer clips, or 0."
             )
+        if replay_by not in ("block", "clip"):
+            raise ValueError(f"replay_by={replay_by!r} must be block or clip.")
+        if replay_by == "clip" and (policy.repositions or sampler.context != "clean"):
+            raise ValueError(
+                "replay_by=clip computes all blocks again at once, from what is clean and planned ahead: "
+                "leave it block, or set sampler.context to clean and policy.max_latents to null."
+            )
         for name, value, least in (
             ("critic_ratio", critic_ratio, 1),
             ("critic_only_steps", critic_only_steps, 0),
@@ -171,7 +182,7 @@ class SelfForcing(StudentModule):
         self.automatic_optimization = False  # two optimisers, and many backward passes in a step
         self.teacher, self.teacher_rope_factor = teacher, teacher_rope_factor
         self.exit_step, self.guidance, self.levels = exit_step, guidance, levels
-        self.prefix_share = prefix_share
+        self.prefix_share, self.replay_by = prefix_share, replay_by
         self.turns = Turns(ratio=critic_ratio, critic_first=critic_only_steps)
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.score_compute = score_compute
@@ -326,12 +337,28 @@ class SelfForcing(StudentModule):
         """Yield, for each block, its place in the clip and its latents computed again, with gradients.
 
         Run the backward pass of a block before asking for the next: then only what the memory's policy keeps
-        is held beside one block's graph.
+        is held beside one block's graph. By the clip, all blocks are yielded as one.
         """
+        if self.replay_by == "clip":
+            yield slice(given.known, None), self._replayed_clip(given, traces)
+            return
         rollout, _ = self._begin(given)
         for trace, x0 in rollout.replay(traces):
             latents = self.plan.block(trace.block)
             yield slice(latents.start, latents.stop), x0
+
+    def _replayed_clip(self, given: Given, traces: Sequence[Trace]) -> Tensor:
+        """Return the latents of all generated blocks computed again, (b, t, c, h, w), with gradients."""
+        noisy = torch.cat([trace.xt for trace in traces], dim=1)
+        clean = torch.cat([given.prefix, *(trace.context for trace in traces[:-1])], dim=1)
+        sigma = torch.full(noisy.shape[:2], traces[0].sigma, dtype=torch.float64, device=noisy.device)
+        torch.clear_autocast_cache()  # as a rollout's replay does, which says why
+        with torch.enable_grad():
+            velocity = replayed_velocity(
+                self.trained, noisy, clean=clean, sigma=sigma, clean_sigma=sigma.new_zeros(clean.shape[:2]),
+                text=given.text, controls=given.walk.controls, plan=self.plan,
+            )  # fmt: skip
+            return x0_of(noisy, velocity, sigma=sigma)
 
     def _begin(self, given: Given, *, exit_step: int | None = None) -> tuple[Rollout, Walk]:
         """Return a rollout that has seen what is given, and the walk after it."""

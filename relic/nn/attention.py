@@ -59,13 +59,17 @@ def attend_segments(
     has its own call, for which its keys are gathered.
 
     q: (b, k, n, d), of which segment after segment has `queries`; k, v: (b, k, m, d), of which each sees
-        `keys`.
+        `keys`, ranges that don't overlap.
     """
     if _takes_segments(q):
-        mask = _tiles(tuple(queries), tuple(keys), k.shape[2], q.device)
         # fewer queries than a tile go to a kernel with options of its own
-        options = NARROW if q.shape[-1] <= 64 and q.shape[2] >= TILE else None
-        read = _compiled()(q, k, v, block_mask=mask, kernel_options=options)
+        options: dict[str, Any] = dict(NARROW) if q.shape[-1] <= 64 and q.shape[2] >= TILE else {}
+        if q.shape[2] % TILE == 0:  # whole tiles, of keys as well: no border needs to be looked at
+            options["IS_DIVISIBLE"] = True
+            if lacking := -k.shape[2] % TILE:
+                k, v = (F.pad(x, (0, 0, 0, lacking)) for x in (k, v))
+        mask = _tiles(tuple(queries), tuple(keys), k.shape[2], q.device)
+        read = _compiled()(q, k, v, block_mask=mask, kernel_options=options or None)
         assert isinstance(read, Tensor)  # nothing beside it was asked for
         return read
     own = q.split(list(queries), dim=2)

@@ -8,8 +8,9 @@ memory would hold, and thereby the writing of memory, its pooling included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -18,15 +19,15 @@ from torch import Tensor
 
 from relic.nn.attention import Ranges, attend_segments
 from relic.nn.cells import places_of, pooled, turns_of
-from relic.nn.context import KV, Context, Fresh, Pool, Rays, Turns
+from relic.nn.context import KV, Context, Fresh, FreshKV, Pool, Rays, Turns
 from relic.nn.memory import MeanPool, MemoryPlan
-from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack
+from relic.ops.masks import FORCINGS, Forcing, Packing, Segment, pack, pack_behind, pack_once
 from relic.ops.pooling import cell_grid
 from relic.ops.retention import block_that_ends
-from relic.ops.rope import grid_table, turn_heads
+from relic.ops.rope import composed, grid_table, turn_heads
 from relic.types import TIME_STRIDE, Controls
 
-__all__ = ["PackedContext", "forced_velocity"]
+__all__ = ["PackedContext", "forced_velocity", "replayed_velocity"]
 
 
 def forced_velocity(
@@ -74,6 +75,54 @@ def forced_velocity(
     return velocity[:, clean.shape[1] :]
 
 
+def replayed_velocity(
+    net: Callable[..., tuple[Tensor, Fresh]],
+    noisy: Tensor,
+    *,
+    clean: Tensor,
+    sigma: Tensor,
+    clean_sigma: Tensor,
+    text: Tensor,
+    controls: Controls,
+    plan: MemoryPlan,
+    pool: Pool = MeanPool(),  # noqa: B008 - frozen
+) -> Tensor:
+    """Return the velocity of the noisy latents (b, t, c, h, w), each block's behind a past that is constant.
+
+    What a stream computes block by block with its memory, in two passes: the clean latents, without
+    gradients, then all noisy blocks. It is `teacher` forcing of the last blocks, but that no gradient passes
+    through the clean latents.
+
+    net: a Denoiser or DiT.
+    noisy: whole blocks at the end of the clip.
+    clean: (b, t', c, h, w), what the stream committed: the image and all blocks but the last.
+    sigma, clean_sigma: levels (b, t) and (b, t').
+    text: one prompt for the clip.
+    controls: of all frames of the clip.
+    plan: policy, which must not choose by pose, grid and block length; its horizon is not used.
+
+    Raises:
+        ValueError: If clean and noisy latents don't join to whole blocks.
+    """
+    size, given = plan.block_latents, clean.shape[1]
+    last = 1 + block_that_ends(given, block_latents=size)
+    start = given + size - noisy.shape[1]
+    first = 1 + block_that_ends(start, block_latents=size)
+    context = partial(PackedContext, plan=plan, pool=pool, device=noisy.device)
+    with torch.no_grad():
+        once = context(pack_once(plan.policy, last=last - 1, block_latents=size), fresh=True)
+        steer = _frames(controls, slice(0, 1 + (given - 1) * TIME_STRIDE))
+        _, past = net(clean, sigma=clean_sigma, text=text, controls=steer, memory=once)
+    behind = context(pack_behind(plan.policy, first=first, last=last, block_latents=size), past=past)
+    steer = _frames(controls, slice(1 + (start - 1) * TIME_STRIDE, None))
+    velocity, _ = net(noisy, sigma=sigma, text=text, controls=steer, memory=behind)
+    return velocity
+
+
+def _frames(controls: Controls, at: slice) -> Controls:
+    return Controls(*(None if x is None else x[:, at] for x in controls))  # type: ignore[arg-type]
+
+
 def _blocks(forcing: Forcing, *, clean: int, noisy: int, block_latents: int) -> int:
     if forcing not in FORCINGS:
         raise ValueError(f"forcing={forcing!r} must be one of {', '.join(FORCINGS)}.")
@@ -101,48 +150,68 @@ class _Pooled(NamedTuple):
 
 
 class PackedContext(Context):
-    """Attention of a training pass: a `Context` that holds nothing but the plan of the pass.
+    """Attention of a training pass: a `Context` that holds nothing but the plan of the pass, and what was
+    given before it.
 
-    Keys are laid out as [all tokens of the pass | cells of latents, by factor and time]; each block sees
-    ranges of them.
+    Keys are laid out as [tokens given | all tokens of the pass | cells of latents, by factor and time]; each
+    block sees ranges of them. Cells are of what is given, or else of the pass.
 
     Args:
         packing: Who sees whom.
         plan: Policy and grid.
         pool: How tokens are pooled over cells.
         device: Where the pass runs.
+        fresh: Whether the pass is to return its keys and values, as a past for another.
+        past: Keys and values of the latents that the packing takes as given, from such a pass.
     """
 
-    def __init__(self, packing: Packing, *, plan: MemoryPlan, pool: Pool, device: torch.device | str) -> None:
-        self.packing, self.plan, self.pool = packing, plan, pool
+    def __init__(
+        self,
+        packing: Packing,
+        *,
+        plan: MemoryPlan,
+        pool: Pool,
+        device: torch.device | str,
+        fresh: bool = False,
+        past: Fresh = (),
+    ) -> None:
+        self.packing, self.plan, self.pool, self.device = packing, plan, pool, torch.device(device)
+        self.fresh, self.past = fresh, past
         seen = sorted({pair for segment in packing.segments for pair in segment.sees if pair[1] > 1})
         self._behind: dict[tuple[int, int], tuple[int, int]] = {}
         self.pooled: dict[int, _Pooled] = {}
         end = len(packing.times) * plan.tokens_per_latent
         for factor in sorted({factor for _, factor in seen}):
             places = tuple(place for place, by in seen if by == factor)
-            rope = grid_table(
-                [packing.times[place] for place in places], plan.rows, plan.columns,
-                head_width=plan.head_width, factor=plan.rope_factor, cells=factor, device=device,
-            )  # fmt: skip
-            self.pooled[factor] = _Pooled(places_of(places, torch.device(device)), rope)
+            rope = self._table_of(places, factor)
+            self.pooled[factor] = _Pooled(places_of(places, self.device), rope)
             cells = prod(cell_grid(plan.rows, plan.columns, factor=factor))
             for place in places:
                 self._behind[place, factor] = end, end + cells
                 end += cells
+        self.given = self._table_of(range(packing.given)) if past else None  # of the places of its tokens
         self.queries = tuple(len(segment.queries) * plan.tokens_per_latent for segment in packing.segments)
         self.keys = tuple(self._ranges(segment) for segment in packing.segments)
 
     @property
     def times(self) -> tuple[int, ...]:
-        return self.packing.times
+        return self.packing.times[self.packing.given :]
 
     @property
     def factors(self) -> tuple[int, ...]:
-        return tuple(self.pooled)
+        """Of its own cells, or of all that another pass may want of it; what is given has its own."""
+        if self.past:
+            return ()
+        return self.plan.factors if self.fresh else tuple(self.pooled)
 
     def layer(self, index: int) -> PackedLayer:
-        return PackedLayer(context=self, index=index)
+        return PackedLayer(context=self, index=index, past=self.past[index] if self.past else None)
+
+    def _table_of(self, places: Sequence[int], factor: int = 1) -> Tensor:
+        return grid_table(
+            [self.packing.times[place] for place in places], self.plan.rows, self.plan.columns,
+            head_width=self.plan.head_width, factor=self.plan.rope_factor, cells=factor, device=self.device,
+        )  # fmt: skip
 
     def _ranges(self, segment: Segment) -> Ranges:
         """Return the ranges of the keys that a block sees, in their order."""
@@ -159,14 +228,20 @@ class PackedContext(Context):
                 ranges.append((start, stop))
         return tuple(ranges)
 
-    def laid_out(self, layer: int, *, fresh: KV, turned: KV, rays: Rays | None) -> KV:
-        """Return all keys and values of a layer, (b, k, m, d), of those that the pass computed, (b, k, n, d),
-        before and after they were turned.
+    def laid_out(self, layer: int, *, of: FreshKV, turned: KV) -> KV:
+        """Return all keys and values of a layer, (b, k, m, d).
+
+        of: those, not turned, whose cells are seen: what is given, or else what the pass computed. turned:
+            those that the pass computed.
         """
-        grid, pieces = (self.plan.rows, self.plan.columns), [turned]
-        latents = turned.k.shape[2] // self.plan.tokens_per_latent  # of the shape: compiled for any length
+        kv, rays, grid = KV(of.k, of.v), of.rays, (self.plan.rows, self.plan.columns)
+        latents = of.k.shape[2] // self.plan.tokens_per_latent  # of the shape: compiled for any length
+        pieces = [turned]
+        if self.given is not None:
+            table = self.given if rays is None else composed(self.given, rays[1])
+            pieces.insert(0, Turns.of_tokens(table, rays)(kv))
         for factor, (places, rope) in self.pooled.items():
-            cells = pooled(fresh, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
+            cells = pooled(kv, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
             pieces.append(turns_of(rays, places, factor=factor, of=latents, rope=rope)(cells))
         keys, values = (
             torch.cat([x.to(whole.dtype) for x in each], dim=2) if len(pieces) > 1 else whole
@@ -181,14 +256,16 @@ class PackedLayer:
 
     context: PackedContext
     index: int
+    past: FreshKV | None
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, rope: Tensor, rays: Rays | None = None
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, FreshKV | None]:
         turned = Turns.of_tokens(rope, rays)(KV(k, v))
         q, turned = turn_heads(q, rope).to(turned.v.dtype), KV(turned.k.to(turned.v.dtype), turned.v)
-        kv = self.context.laid_out(self.index, fresh=KV(k, v), turned=turned, rays=rays)
-        return self._read(q, kv), None
+        fresh = FreshKV(k, v, rays)
+        kv = self.context.laid_out(self.index, of=fresh if self.past is None else self.past, turned=turned)
+        return self._read(q, kv), fresh if self.context.fresh else None
 
     @torch.compiler.disable  # who sees whom differs with the length of a clip
     def _read(self, q: Tensor, kv: KV) -> Tensor:

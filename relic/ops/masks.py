@@ -25,6 +25,8 @@ __all__ = [
     "forcing_mask",
     "memory_mask",
     "pack",
+    "pack_behind",
+    "pack_once",
 ]
 
 Forcing = Literal["teacher", "diffusion", "hybrid"]
@@ -43,10 +45,16 @@ class Segment(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """A pass over blocks. times: index in the clip of each latent; segments: in order of queries."""
+    """A pass over blocks.
+
+    times: index in the clip of each latent; segments: in order of queries; given: how many latents, the
+    first ones, are not in the pass, since their keys and values are there already: they have no queries, but
+    places as if they were.
+    """
 
     times: tuple[int, ...]
     segments: tuple[Segment, ...]
+    given: int = 0
 
 
 def pack(forcing: Forcing, policy: Policy, *, blocks: int, block_latents: int) -> Packing:
@@ -60,21 +68,37 @@ def pack(forcing: Forcing, policy: Policy, *, blocks: int, block_latents: int) -
         raise ValueError(f"blocks={blocks}: a pass needs at least one block after the image.")
     if forcing not in FORCINGS:
         raise ValueError(f"forcing={forcing!r} must be one of {', '.join(FORCINGS)}.")
+    if forcing != "teacher":
+        return pack_once(policy, last=blocks, block_latents=block_latents)
+    clean = pack_once(policy, last=blocks - 1, block_latents=block_latents)
+    noisy = pack_behind(policy, first=1, last=blocks, block_latents=block_latents)
+    return Packing(times=noisy.times, segments=clean.segments + noisy.segments)
+
+
+def pack_once(policy: Policy, *, last: int, block_latents: int) -> Packing:
+    """Lay out the image and the blocks to `last`, each once, as a stream computes them."""
     check_policy(policy, block_latents=block_latents)
-    copied = blocks - 1 if forcing == "teacher" else blocks
-    segments = [_segment(policy, block, block_latents=block_latents, shift=0) for block in range(copied + 1)]
-    times = list(range(segments[-1].queries.stop))
-    if forcing == "teacher":
-        shift = len(times) - 1  # latent 1 comes again right after the clean ones
-        segments += [
-            _segment(policy, block, block_latents=block_latents, shift=shift)
-            for block in range(1, blocks + 1)
-        ]
-        times += range(1, segments[-1].queries.stop - shift)
-    return Packing(times=tuple(times), segments=tuple(segments))
+    segments = [_segment(policy, block, block_latents=block_latents) for block in range(last + 1)]
+    return Packing(times=tuple(range(segments[-1].queries.stop)), segments=tuple(segments))
 
 
-def _segment(policy: Policy, block: int, *, block_latents: int, shift: int) -> Segment:
+def pack_behind(policy: Policy, *, first: int, last: int, block_latents: int) -> Packing:
+    """Lay out the blocks from `first` to `last`, each behind the past that a stream would have had.
+
+    All latents before block `last` are given; the blocks of the pass see them and themselves, not each other.
+    """
+    check_policy(policy, block_latents=block_latents)
+    given = block_range(last, block_latents=block_latents).start
+    start = block_range(first, block_latents=block_latents).start
+    segments = [
+        _segment(policy, block, block_latents=block_latents, shift=given - start)
+        for block in range(first, last + 1)
+    ]
+    stop = segments[-1].queries.stop - given + start
+    return Packing(times=(*range(given), *range(start, stop)), segments=tuple(segments), given=given)
+
+
+def _segment(policy: Policy, block: int, *, block_latents: int, shift: int = 0) -> Segment:
     own = block_range(block, block_latents=block_latents)
     factors = factors_seen(policy, block, block_latents=block_latents)
     sees = [(i + shift if i in own else i, factor) for i, factor in enumerate(factors) if factor]

@@ -100,10 +100,12 @@ def one_graph(module, data, prefix: torch.Tensor, traces) -> torch.Tensor:
     "policy", [Full(), Window(latents=4), Compressed(window=2, schedule=(1, 2))], ids=["full", "window", "S"]
 )
 @pytest.mark.parametrize(("exit_step", "prefix_share"), [(None, 0.0), (0, 0.0), (None, 1.0)])
+@pytest.mark.parametrize("replay_by", ["block", "clip"])
 def test_the_replayed_gradient_is_that_of_one_graph_with_detached_history(
-    files, policy, exit_step, prefix_share
+    worlds, policy, exit_step, prefix_share, replay_by
 ):
-    module = built(files, policy=policy, clip=LONG, exit_step=exit_step, prefix_share=prefix_share)
+    how = {"exit_step": exit_step, "prefix_share": prefix_share, "replay_by": replay_by}
+    module = built(worlds, policy=policy, clip=LONG, **how)
     net, data = module.trained.double(), batch([0, 1], clip=LONG)
     data = data._replace(actions=data.actions.double())
     given = module.given(data)
@@ -150,8 +152,9 @@ def test_changed_actions_leave_the_gradients_of_earlier_blocks_bit_identical(fil
     assert same == [True, True, False, False]
 
 
-def test_under_autocast_the_replay_still_has_gradients(files):
-    module, data = built(files), batch([0, 1])
+@pytest.mark.parametrize("replay_by", ["block", "clip"])
+def test_under_autocast_the_replay_still_has_gradients(files, replay_by):
+    module, data = built(files, replay_by=replay_by), batch([0, 1])
     grads = []
     for half in (False, True):
         module.trained.zero_grad()
@@ -166,10 +169,11 @@ def test_under_autocast_the_replay_still_has_gradients(files):
     assert torch.cosine_similarity(*grads, dim=0) > 0.99
 
 
-def test_checkpointed_blocks_replay_to_the_same_gradient(files):
+@pytest.mark.parametrize("replay_by", ["block", "clip"])
+def test_checkpointed_blocks_replay_to_the_same_gradient(files, replay_by):
     grads, data = [], batch([0, 1])
     for keep in ("all", "inputs"):
-        module = built(files, compute=Compute(keep=keep))
+        module = built(files, compute=Compute(keep=keep), replay_by=replay_by)
         given = module.given(data)
         _, traces = module.roll_out(given, exit_step=1)
         for _, again in module.replay(given, traces):
@@ -271,13 +275,15 @@ def test_a_share_of_the_batches_goes_on_from_half_the_clip(files, monkeypatch):
 # -- recording -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("context", ["clean", "last_step"])
+@pytest.mark.parametrize(
+    ("context", "replay_by"), [("clean", "block"), ("last_step", "block"), ("clean", "clip")]
+)
 @pytest.mark.parametrize("grid", [(32, 48), (48, 80)], ids=["whole cells", "ragged cells"])
-def test_a_turn_asks_nothing_of_the_host(worlds, monkeypatch, context, grid):
+def test_a_turn_asks_nothing_of_the_host(worlds, monkeypatch, context, replay_by, grid):
     """On the meta device, where a value that is asked for is an error."""
     clip = dataclasses.replace(LONG, height=grid[0], width=grid[1])
     sampler = FewSteps(steps=2, context=context)
-    module = built(worlds, clip=clip, guidance=4.0, sampler=sampler)
+    module = built(worlds, clip=clip, guidance=4.0, sampler=sampler, replay_by=replay_by)
     starts = []
     for module.prefix_share in (0.0, 1.0):
         starts.append(tree_map(lambda x: x.to("meta"), module.given(batch([0, 1], clip=clip))))
@@ -323,12 +329,14 @@ def test_recording_is_for_one_cuda_device_and_a_memory_that_plans_ahead(files, t
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("exit_step", [None, "random"])
-def test_turns_are_replayed_as_they_were_recorded(worlds, tmp_path, exit_step):
+@pytest.mark.parametrize(("exit_step", "replay_by"), [(None, "block"), ("random", "block"), (None, "clip")])
+def test_turns_are_replayed_as_they_were_recorded(worlds, tmp_path, exit_step, replay_by):
     modules, logs = [], []
     for graphs in (False, True):
         record = Record()
-        module = self_forcing(worlds, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0)
+        module = self_forcing(
+            worlds, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0, replay_by=replay_by
+        )
         settings = {"max_steps": 20, "accelerator": "gpu", "val_check_interval": 5}
         trainer(tmp_path / str(graphs), callbacks=[record], **settings).fit(module, Validated(batches=20))
         modules.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
@@ -534,6 +542,10 @@ def test_a_run_goes_on_with_the_teacher_it_was_started_with(files, tmp_path):
         )
 
 
+LAST_STEP = FewSteps(steps=2, context="last_step")
+BY_POSE = Compressed(window=2, schedule=(1, 2), max_latents=5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -545,6 +557,15 @@ def test_a_run_goes_on_with_the_teacher_it_was_started_with(files, tmp_path):
         ({"critic_only_steps": -1}, "critic_only_steps=-1 must be at least 0"),
         ({"accumulate": 0}, "accumulate=0 must be at least 1"),
         ({"clip_norm": 0.0}, r"clip_norm=0\.0 must be positive"),
+        ({"replay_by": "frame"}, "replay_by='?frame'? must be block or clip"),
+        (
+            {"replay_by": "clip", "sampler": FewSteps(steps=2, context="last_step")},
+            r"set sampler\.context to",
+        ),
+        (
+            {"replay_by": "clip", "policy": Compressed(window=2, schedule=(1, 2), max_latents=5)},
+            r"policy\.max_latents to null",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(files, changes, message):

@@ -97,7 +97,9 @@ def listed(counts: torch.Tensor, numbers: torch.Tensor) -> list[list[int]]:
     return [sorted(row[:n].tolist()) for n, row in zip(counts[0, 0].tolist(), numbers[0, 0], strict=True)]
 
 
-def test_the_kernel_that_takes_segments_is_told_who_sees_whom(uncompiled):
+@pytest.mark.parametrize("tile", [2, 3, 4])  # whole tiles of queries but for 4, of keys for 3 alone
+def test_the_kernel_that_takes_segments_is_told_who_sees_whom(tile, uncompiled):
+    uncompiled(tile)
     q, k, v = (x.detach() for x in segments())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_takes_segments", lambda q: False)

@@ -5,7 +5,7 @@ import torch
 import torch._dynamo.testing
 
 from relic.nn.control import ControlConfig
-from relic.nn.forcing import forced_velocity
+from relic.nn.forcing import forced_velocity, replayed_velocity
 from relic.nn.memory import Compressed, Full, SinkWindow, Window
 from relic.ops.actions import controls_of
 from relic.ops.masks import forcing_mask, pack
@@ -114,6 +114,50 @@ def test_a_noisy_block_after_a_clean_prefix_is_what_a_stream_would_compute(polic
         noisy, sigma=sigma[:, 9:], text=text, controls=part(controls, range(9, 13)), memory=memory.view()
     )
     assert_near(forced, streamed)
+
+
+@pytest.mark.parametrize("rays", [0.0, 0.8])
+@pytest.mark.parametrize("policy", POLICIES, ids=[str(p) for p in POLICIES])
+@pytest.mark.parametrize("start", [1, 5, 9])
+def test_blocks_replayed_at_once_are_what_a_stream_computes_with_its_memory(policy, rays, start):
+    net = network(replace(CONTROLLED, control=ControlConfig(width=8, rays=rays, inverse_depths=(0.1, 0.0))))
+    net.requires_grad_(True)
+    text, controls = normal(2, 3, 6), controls_of(torch.rand(2, 49, 13).double())
+    clean, noisy, sigma = clip(13).requires_grad_(), clip(13, seed=7), levels(13)
+    weight, results = clip(13, seed=3), []
+    replayed = replayed_velocity(
+        net, noisy[:, start:], clean=clean[:, :9], sigma=sigma[:, start:], clean_sigma=torch.zeros(2, 9),
+        text=text, controls=controls, plan=plan_of(policy, latents=13),
+    )  # fmt: skip
+    memory, streamed = memory_of(policy), []
+    for block in map(memory.plan.block, range(1 + 12 // 4)):
+        at = slice(block.start, block.stop)
+        given = {"text": text, "controls": part(controls, block)}
+        if block.start >= start:
+            streamed.append(net(noisy[:, at], sigma=sigma[:, at], memory=memory.view(), **given)[0])
+        with torch.no_grad():
+            _, fresh = net(clean[:, at], sigma=0 * sigma[:, at], memory=memory.view(fresh=True), **given)
+        memory.commit(fresh)
+    for velocity in (replayed, torch.cat(streamed, dim=1)):
+        inputs = (clean, *net.parameters())
+        grads = torch.autograd.grad((velocity * weight[:, start:]).sum(), inputs, allow_unused=True)
+        assert grads[0] is None  # the past is a constant
+        results.append((velocity, grads[1:]))
+    (ours, mine), (truth, theirs) = results
+    assert_near(ours, truth)
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() <= 1e-9 * b.abs().max()
+
+
+def test_blocks_that_do_not_follow_what_is_clean_are_refused():
+    net, controls = network(CONTROLLED), controls_of(torch.rand(2, 49, 13).double())
+    shared = {"text": normal(2, 3, 6), "controls": controls, "plan": plan_of(Full(), latents=13)}
+    for clean, noisy, message in ((8, 4, "8 latents must be"), (9, 6, "7 latents must be"), (5, 12, "-3")):
+        with pytest.raises(ValueError, match=message):
+            replayed_velocity(
+                net, clip(noisy), clean=clip(clean), sigma=levels(noisy), clean_sigma=levels(clean), **shared
+            )
 
 
 def test_every_block_of_teacher_forcing_is_hybrid_forcing_of_that_block_alone():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from relic.ops.masks import block_causal_mask, forcing_mask, memory_mask, pack
+from relic.ops.masks import block_causal_mask, forcing_mask, memory_mask, pack, pack_behind, pack_once
 from relic.ops.retention import Compressed, Full, SinkWindow, Window
 
 GRID = {"rows": 2, "columns": 3}  # 6 tokens; cells of factor 2: 2
@@ -49,6 +49,19 @@ def test_hybrid_forcing_shows_what_the_memory_would():
     policy = Compressed(window=2, schedule=(1, 2))
     sizes = {"blocks": 3, "block_latents": 2, **GRID}
     assert torch.equal(forcing_mask("hybrid", policy, **sizes), memory_mask(policy, **sizes))
+
+
+def test_blocks_behind_a_given_past_are_the_noisy_half_of_teacher_forcing():
+    policy = Compressed(window=2, schedule=(1, 2))
+    whole = pack("teacher", policy, blocks=4, block_latents=2)
+    clean = pack_once(policy, last=3, block_latents=2)
+    noisy = pack_behind(policy, first=1, last=4, block_latents=2)
+    assert noisy.given == 7 and noisy.times == (*range(7), *range(1, 9)) == whole.times
+    assert clean.segments + noisy.segments == whole.segments
+    late = pack_behind(policy, first=3, last=4, block_latents=2)
+    assert late.times == (*range(7), 5, 6, 7, 8)
+    assert [list(segment.queries) for segment in late.segments] == [[7, 8], [9, 10]]
+    assert late.segments[0].sees == ((0, 1), (1, 2), (2, 1), (3, 2), (4, 1), (7, 1), (8, 1))
 
 
 @pytest.mark.parametrize("policy", [Full(), Window(latents=4), Compressed(window=4, schedule=(1, 2, 2))])
