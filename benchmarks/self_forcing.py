@@ -11,7 +11,7 @@ AdamW, bf16 autocast over float32 master weights; weights, images and prompts ar
                 that each saw, kept for one backward pass
 
 MFU counts all that is needed: rollout, scores, and what is computed again with gradients; but not what
-checkpointing computes twice.
+checkpointing computes twice, nor, with `--replay_by clip` on a GPU, attention in the replay.
 
     python benchmarks/self_forcing.py --net 1b --size 480 832 --frames 81 321 --ways eager one_graph
     python benchmarks/self_forcing.py --net tiny --size 128 256 --frames 81 321 --batch 16 --keep all \\
@@ -136,7 +136,7 @@ def measure(way: str, args: argparse.Namespace, frames: int) -> dict[str, list[C
         module = kind(
             net=net, clip=clip, teacher=WeightsSource(path="none"), teacher_rope_factor=net.rope_factor,
             compute=compute, score_compute=compute, critic_ratio=1, critic_only_steps=0,
-            guidance=args.guidance, cuda_graphs=way in ("recorded", "both"),
+            guidance=args.guidance, cuda_graphs=way in ("recorded", "both"), replay_by=args.replay_by,
         )  # fmt: skip
         trainer = Trainer(
             max_steps=2 * args.rounds, accelerator="auto", devices=1, logger=False, limit_val_batches=0,
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=1, help="steps of each network; the last is reported")
     parser.add_argument("--keep", choices=["all", "products", "attention", "inputs"], default="inputs")
+    parser.add_argument("--replay_by", choices=["block", "clip"], default="block")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["eager", "one_graph"])
     args = parser.parse_args()
     print(describe_machine())
