@@ -1,9 +1,10 @@
 """What self-forcing computes again with gradients, alone: time and model FLOPs utilisation, by block and by
 clip.
 
-The replay of `SelfForcing` with its backward passes, bf16 autocast over float32 master weights, of clips that
-were rolled out before; weights and inputs are random. It runs as it is (eager) and recorded as a CUDA graph.
-FLOPs are those of the replay by block, its commits included: by clip, the same is computed.
+The replay of `SelfForcing` with its backward passes, bf16 autocast over float32 master weights, of clips
+that were rolled out before; weights and inputs are random. It runs as it is (eager), recorded as a CUDA
+graph, and with compiled blocks as well (both). FLOPs are those of the replay by block, its commits included:
+by clip, the same is computed.
 
     python benchmarks/replay_step.py --batch 4 8 16
     python benchmarks/replay_step.py --size 64 96 --frames 33 --batch 1 --ways eager
@@ -27,13 +28,13 @@ from relic.ops.dmd import with_gradient
 from relic.parallel import Compute, Recorder
 from relic.types import ClipSpec, latents_of
 
-WAYS = ["eager", "recorded"]
+WAYS = ["eager", "recorded", "both"]
 
 
 class Replay:
     """The replay of one batch of clips, as a function of tensors."""
 
-    def __init__(self, args: argparse.Namespace, *, batch: int, device: torch.device) -> None:
+    def __init__(self, args: argparse.Namespace, *, batch: int, device: torch.device, compiled: bool) -> None:
         clip = ClipSpec(
             height=args.size[0], width=args.size[1], horizons=(args.frames,), block_latents=args.block_latents
         )
@@ -41,7 +42,7 @@ class Replay:
         half: Any = "bfloat16" if device.type == "cuda" else "float32"
         self.module = RandomWeights(
             net=net, clip=clip, teacher=WeightsSource(path="none"), teacher_rope_factor=net.rope_factor,
-            compute=Compute(keep=args.keep, residual=half), ema_decay=None,
+            compute=Compute(keep=args.keep, residual=half, compile_blocks=compiled), ema_decay=None,
         )  # fmt: skip
         with torch.device(device):
             self.module.configure_model()
@@ -86,13 +87,15 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(describe_machine())
     for batch in args.batch:
-        replay = Replay(args, batch=batch, device=device)
+        plain = Replay(args, batch=batch, device=device, compiled=False)
         with FlopCounterMode(display=False) as counter:
-            replay(replay.given, by="block")
+            plain(plain.given, by="block")
         flops = counter.get_total_flops()
-        replay.clear()
-        for by in ("block", "clip"):
-            for way in args.ways:
+        plain.clear()
+        for way in args.ways:
+            torch.compiler.reset()  # or what was compiled for another batch would be made general
+            replay = Replay(args, batch=batch, device=device, compiled=True) if way == "both" else plain
+            for by in ("block", "clip"):
                 run = replay if way == "eager" else replay.recorder.of(replay.__call__)
                 times = []
                 for _ in range(2 + args.rounds):  # the first ones compile and record

@@ -227,6 +227,28 @@ def test_what_is_compiled_serves_clips_of_every_length():
     assert counts[-1] == counts[2]  # the first length, then any
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rays", [0.0, 0.8])
+def test_what_is_compiled_serves_every_layer_and_length_of_a_replay(rays):
+    control = ControlConfig(width=8, rays=rays, inverse_depths=(0.1, 0.0))
+    net = network(replace(CONTROLLED, depth=4, control=control)).requires_grad_(True)
+    policy, compiled = Compressed(window=4, schedule=SHORT), torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    for block in net.blocks:
+        block.forward = torch.compile(block.forward, backend=compiled)
+    counts = []
+    for latents, start in ((13, 1), (13, 5), (9, 1), (17, 1), (21, 5), (15, 1)):
+        replayed_velocity(
+            net, clip(latents, seed=7)[:, start:], clean=clip(latents - 2), sigma=levels(latents)[:, start:],
+            clean_sigma=torch.zeros(2, latents - 2), text=normal(2, 3, 6),
+            controls=controls_of(torch.rand(2, 4 * latents - 3, 13).double()),
+            plan=plan_of(policy, latents=latents, block_latents=2, layers=4),
+        )  # fmt: skip
+        counts.append(compiled.frame_count)
+    assert counts[1] == counts[0] <= 12  # six pieces, without gradients and with them, of all layers
+    assert counts[-1] == counts[3]
+
+
 @pytest.mark.parametrize(
     ("forcing", "clean", "noisy", "message"),
     [
