@@ -4,7 +4,8 @@ clip.
 The replay of `SelfForcing` with its backward passes, bf16 autocast over float32 master weights, of clips
 that were rolled out before; weights and inputs are random. It runs as it is (eager), recorded as a CUDA
 graph, and with compiled blocks as well (both). FLOPs are those of the replay by block, its commits included:
-by clip, the same is computed.
+by clip, all of this but the last commit is computed as well. With `--keep` other than all they count what is
+computed twice.
 
     python benchmarks/replay_step.py --batch 4 8 16
     python benchmarks/replay_step.py --size 64 96 --frames 33 --batch 1 --ways eager

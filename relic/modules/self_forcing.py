@@ -70,7 +70,8 @@ class SelfForcing(StudentModule):
     Every optimiser step has clips of its own, rolled out by the student without gradients from the first
     latents, actions and prompts of a batch. The critic learns to denoise them. The student follows, in every
     latent, the difference between what the critic and the frozen teacher would denoise them to; block by
-    block is computed again for that with gradients, so that memory is needed for one block at a time. The
+    block is computed again for that with gradients, so that memory is needed for one block at a time (by
+    default: `replay_by`). The
     first latent is the clean image at noise level 0, for all three networks, and out of every loss; so are
     those of a longer start, where a rollout goes on from one.
 
@@ -93,7 +94,8 @@ class SelfForcing(StudentModule):
             blocks, instead of the image alone (past the paper). What was really there is then in the memory,
             and the teacher, fitted with a `prefix_share` of its own, says how it looks when it is seen again.
         replay_by: What is computed again at a time, and held for its backward pass: a `block`, as in the
-            paper, or the `clip`, all blocks in one pass, for small networks. The gradient is the same.
+            paper, or the `clip`, all blocks in two passes, for small networks. The gradient is the same. Half
+            precision on a GPU then takes compiled attention, as `CausalInit` does.
         guidance: Weight of the teacher's classifier-free guidance; 1 means none.
         levels: Noise levels at which clips are scored and the critic is fitted.
         critic_ratio: Steps of the critic for each of the student.
@@ -352,7 +354,6 @@ class SelfForcing(StudentModule):
         noisy = torch.cat([trace.xt for trace in traces], dim=1)
         clean = torch.cat([given.prefix, *(trace.context for trace in traces[:-1])], dim=1)
         sigma = torch.full(noisy.shape[:2], traces[0].sigma, dtype=torch.float64, device=noisy.device)
-        torch.clear_autocast_cache()  # as a rollout's replay does, which says why
         with torch.enable_grad():
             velocity = replayed_velocity(
                 self.trained, noisy, clean=clean, sigma=sigma, clean_sigma=sigma.new_zeros(clean.shape[:2]),

@@ -3,7 +3,8 @@
 
 Every block reads its own keys, so that hardly anything is computed that a mask would throw away. Clean blocks
 pass through the network together with the noisy ones, so that gradients reach the keys and values that a
-memory would hold, and thereby the writing of memory, its pooling included.
+memory would hold, and thereby the writing of memory, its pooling included. Where the past is to be a
+constant, the clean ones have a pass of their own before.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def replayed_velocity(
         ValueError: If clean and noisy latents don't join to whole blocks.
     """
     size, given = plan.block_latents, clean.shape[1]
+    if not noisy.shape[1]:
+        raise ValueError("There are no noisy latents; give whole blocks.")
     last = 1 + block_that_ends(given, block_latents=size)
     start = given + size - noisy.shape[1]
     first = 1 + block_that_ends(start, block_latents=size)
@@ -113,6 +116,8 @@ def replayed_velocity(
         once = context(pack_once(plan.policy, last=last - 1, block_latents=size), fresh=True)
         steer = _frames(controls, slice(0, 1 + (given - 1) * TIME_STRIDE))
         _, past = net(clean, sigma=clean_sigma, text=text, controls=steer, memory=once)
+    # older torch keeps weights as autocast cast them without gradients, and would find them here
+    torch.clear_autocast_cache()
     behind = context(pack_behind(plan.policy, first=first, last=last, block_latents=size), past=past)
     steer = _frames(controls, slice(1 + (start - 1) * TIME_STRIDE, None))
     velocity, _ = net(noisy, sigma=sigma, text=text, controls=steer, memory=behind)
@@ -177,6 +182,9 @@ class PackedContext(Context):
     ) -> None:
         self.packing, self.plan, self.pool, self.device = packing, plan, pool, torch.device(device)
         self.fresh, self.past = fresh, past
+        assert bool(past) == bool(packing.given) and not (past and fresh)
+        known = past[0].k.dtype if past else torch.float64
+        self.table_dtype = torch.promote_types(known, torch.float32)
         seen = sorted({pair for segment in packing.segments for pair in segment.sees if pair[1] > 1})
         self._behind: dict[tuple[int, int], tuple[int, int]] = {}
         self.pooled: dict[int, _Pooled] = {}
@@ -189,7 +197,10 @@ class PackedContext(Context):
             for place in places:
                 self._behind[place, factor] = end, end + cells
                 end += cells
-        self.given = self._table_of(range(packing.given)) if past else None  # of the places of its tokens
+        self.turns: Turns | None = None  # of what is given
+        if past:
+            rope, rays = self._table_of(range(packing.given)), past[0].rays
+            self.turns = Turns.of_tokens(rope if rays is None else composed(rope, rays[1]), rays)
         self.queries = tuple(len(segment.queries) * plan.tokens_per_latent for segment in packing.segments)
         self.keys = tuple(self._ranges(segment) for segment in packing.segments)
 
@@ -211,6 +222,7 @@ class PackedContext(Context):
         return grid_table(
             [self.packing.times[place] for place in places], self.plan.rows, self.plan.columns,
             head_width=self.plan.head_width, factor=self.plan.rope_factor, cells=factor, device=self.device,
+            dtype=self.table_dtype,
         )  # fmt: skip
 
     def _ranges(self, segment: Segment) -> Ranges:
@@ -228,18 +240,17 @@ class PackedContext(Context):
                 ranges.append((start, stop))
         return tuple(ranges)
 
-    def laid_out(self, layer: int, *, of: FreshKV, turned: KV) -> KV:
+    def laid_out(self, layer: int, *, source: FreshKV, turned: KV) -> KV:
         """Return all keys and values of a layer, (b, k, m, d).
 
-        of: those, not turned, whose cells are seen: what is given, or else what the pass computed. turned:
-            those that the pass computed.
+        source: those, not turned, whose cells are seen: what is given, or else what the pass computed.
+        turned: those that the pass computed.
         """
-        kv, rays, grid = KV(of.k, of.v), of.rays, (self.plan.rows, self.plan.columns)
-        latents = of.k.shape[2] // self.plan.tokens_per_latent  # of the shape: compiled for any length
+        kv, rays, grid = KV(source.k, source.v), source.rays, (self.plan.rows, self.plan.columns)
+        latents = source.k.shape[2] // self.plan.tokens_per_latent  # of the shape: compiled for any length
         pieces = [turned]
-        if self.given is not None:
-            table = self.given if rays is None else composed(self.given, rays[1])
-            pieces.insert(0, Turns.of_tokens(table, rays)(kv))
+        if self.turns is not None:
+            pieces.insert(0, self.turns(kv))
         for factor, (places, rope) in self.pooled.items():
             cells = pooled(kv, places, factor=factor, layer=layer, grid=grid, pool=self.pool)
             pieces.append(turns_of(rays, places, factor=factor, of=latents, rope=rope)(cells))
@@ -264,7 +275,7 @@ class PackedLayer:
         turned = Turns.of_tokens(rope, rays)(KV(k, v))
         q, turned = turn_heads(q, rope).to(turned.v.dtype), KV(turned.k.to(turned.v.dtype), turned.v)
         fresh = FreshKV(k, v, rays)
-        kv = self.context.laid_out(self.index, of=fresh if self.past is None else self.past, turned=turned)
+        kv = self.context.laid_out(self.index, source=self.past or fresh, turned=turned)
         return self._read(q, kv), fresh if self.context.fresh else None
 
     @torch.compiler.disable  # who sees whom differs with the length of a clip

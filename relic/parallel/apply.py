@@ -40,7 +40,8 @@ class Compute:
             `products`, which are block inputs, what attention returns and matrix products no wider than their
             input; `attention`, block inputs and what self-attention returns; or `inputs`, block inputs only.
             The two in the middle are called selective activation checkpointing, the last full checkpointing.
-            In half precision on a GPU, `CausalInit`'s self-attention is computed again in all three.
+            In half precision on a GPU, self-attention over many blocks at once (`CausalInit`, `SelfForcing`
+            with `replay_by: clip`) is computed again in all three.
         compile_blocks: Compile each block with torch.compile; blocks of one shape share the compiled code.
         residual: Dtype of the residual stream: `float32`, as the public weights were trained, or `bfloat16`,
             which is faster and rounds more.
@@ -57,6 +58,8 @@ class Compute:
 def apply_compute(net: HasBlocks, plan: Compute) -> None:
     """Apply `plan` to a network and its blocks, in place."""
     net.residual = getattr(torch, plan.residual)
+    if plan.compile_blocks:  # a student's serve passes with and without gradients, a memory, and a clip
+        torch._dynamo.config.recompile_limit = max(16, torch._dynamo.config.recompile_limit)
     for block in net.blocks:
         if plan.keep != "all":
             block.forward = checkpointed(block.forward, keep=plan.keep)

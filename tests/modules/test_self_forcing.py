@@ -1,5 +1,6 @@
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -182,6 +183,21 @@ def test_checkpointed_blocks_replay_to_the_same_gradient(files, replay_by):
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("replay_by", ["block", "clip"])
+def test_compiled_blocks_serve_all_passes_of_a_turn(worlds, monkeypatch, replay_by):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    module = built(worlds, clip=LONG, replay_by=replay_by, compute=Compute(compile_blocks=True))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for module.prefix_share in (0.0, 1.0):
+            given = module.given(batch([0, 1], clip=LONG))
+            x0, traces = module.roll_out(given, exit_step=1)
+            for at, again in module.replay(given, traces):
+                torch.testing.assert_close(again, x0[:, at])
+                again.sum().backward()
+
+
 # -- scores --------------------------------------------------------------------------------------------------
 
 
@@ -329,15 +345,18 @@ def test_recording_is_for_one_cuda_device_and_a_memory_that_plans_ahead(files, t
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("exit_step", "replay_by"), [(None, "block"), ("random", "block"), (None, "clip")])
-def test_turns_are_replayed_as_they_were_recorded(worlds, tmp_path, exit_step, replay_by):
+@pytest.mark.parametrize(
+    ("exit_step", "replay_by", "precision"),
+    [(None, "block", 32), ("random", "block", 32), (None, "clip", 32), (None, "clip", "bf16-mixed")],
+)
+def test_turns_are_replayed_as_they_were_recorded(worlds, tmp_path, exit_step, replay_by, precision):
     modules, logs = [], []
     for graphs in (False, True):
         record = Record()
         module = self_forcing(
             worlds, cuda_graphs=graphs, exit_step=exit_step, clip_norm=1.0, replay_by=replay_by
         )
-        settings = {"max_steps": 20, "accelerator": "gpu", "val_check_interval": 5}
+        settings = {"max_steps": 20, "accelerator": "gpu", "val_check_interval": 5, "precision": precision}
         trainer(tmp_path / str(graphs), callbacks=[record], **settings).fit(module, Validated(batches=20))
         modules.append(torch.cat([v.flatten() for v in module.state_dict().values()]))
         logs.append(record.logged)
@@ -558,14 +577,8 @@ BY_POSE = Compressed(window=2, schedule=(1, 2), max_latents=5)
         ({"accumulate": 0}, "accumulate=0 must be at least 1"),
         ({"clip_norm": 0.0}, r"clip_norm=0\.0 must be positive"),
         ({"replay_by": "frame"}, "replay_by='?frame'? must be block or clip"),
-        (
-            {"replay_by": "clip", "sampler": FewSteps(steps=2, context="last_step")},
-            r"set sampler\.context to",
-        ),
-        (
-            {"replay_by": "clip", "policy": Compressed(window=2, schedule=(1, 2), max_latents=5)},
-            r"policy\.max_latents to null",
-        ),
+        ({"replay_by": "clip", "sampler": LAST_STEP}, r"set sampler\.context to clean"),
+        ({"replay_by": "clip", "policy": BY_POSE}, r"policy\.max_latents to null"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(files, changes, message):
