@@ -299,6 +299,7 @@ POLICIES = {
     "window_8": Window(latents=8),
     "window_20": Window(latents=20),
     "full": Full(),
+    "full_ode_pairs": Full(),
     "fourths": Compressed(window=4, schedule=(1, 4, 4, 4)),
     "fourths_from_full": Compressed(window=4, schedule=(1, 4, 4, 4)),
     "keyframes": Compressed(schedule=(1, 0, 0, 0, 0, 0)),
