@@ -1,5 +1,4 @@
-"""What self-forcing computes again with gradients, alone: time and model FLOPs utilisation, by block and by
-clip.
+"""The replay of self-forcing alone: time and FLOPs utilisation, by block and by clip.
 
 The replay of `SelfForcing` with its backward passes, bf16 autocast over float32 master weights, of clips
 that were rolled out before; weights and inputs are random. It runs as it is (eager), recorded as a CUDA

@@ -91,16 +91,17 @@ def replayed_velocity(
     """Return the velocity of the noisy latents (b, t, c, h, w), each block's behind a past that is constant.
 
     What a stream computes block by block with its memory, in two passes: the clean latents, without
-    gradients, then all noisy blocks. It is `teacher` forcing of the last blocks, but that no gradient passes
-    through the clean latents.
+    gradients, then all noisy blocks. It is `teacher` forcing of the last blocks, except that no gradient
+    passes through the clean latents.
 
     net: a Denoiser or DiT.
     noisy: whole blocks at the end of the clip.
     clean: (b, t', c, h, w), what the stream committed: the image and all blocks but the last.
     sigma, clean_sigma: levels (b, t) and (b, t').
     text: one prompt for the clip.
-    controls: of all frames of the clip.
+    controls: of all frames of the clip, (b, f, ...).
     plan: policy, which must not choose by pose, grid and block length; its horizon is not used.
+    pool: how tokens are pooled over cells.
 
     Raises:
         ValueError: If clean and noisy latents don't join to whole blocks.
@@ -219,6 +220,7 @@ class PackedContext(Context):
         return PackedLayer(context=self, index=index, past=self.past[index] if self.past else None)
 
     def _table_of(self, places: Sequence[int], factor: int = 1) -> Tensor:
+        """Return the rotary table (n, 2, d) of the tokens of latents, or of their cells."""
         return grid_table(
             [self.packing.times[place] for place in places], self.plan.rows, self.plan.columns,
             head_width=self.plan.head_width, factor=self.plan.rope_factor, cells=factor, device=self.device,
@@ -243,8 +245,9 @@ class PackedContext(Context):
     def laid_out(self, layer: int, *, source: FreshKV, turned: KV) -> KV:
         """Return all keys and values of a layer, (b, k, m, d).
 
-        source: those, not turned, whose cells are seen: what is given, or else what the pass computed.
-        turned: those that the pass computed.
+        source: those, not turned, whose cells are seen, (b, k, n', d): what is given, or else what the pass
+            computed.
+        turned: those that the pass computed, (b, k, n, d).
         """
         kv, rays, grid = KV(source.k, source.v), source.rays, (self.plan.rows, self.plan.columns)
         latents = source.k.shape[2] // self.plan.tokens_per_latent  # of the shape: compiled for any length

@@ -1,9 +1,9 @@
 """Who sees whom, when a whole clip passes through a network at once.
 
 Keys are [full | pooled]: all tokens of the pass, then the cells of every latent that the policy pools.
-Queries are the tokens of the pass, which teacher forcing packs as [clean | noisy]. Masks are the oracle that
-cached and blockwise attention are tested against; they cost the square of the clip, and nothing computes with
-them.
+Queries are the tokens of the pass, which teacher forcing packs as [clean | noisy]; or of a pass behind
+latents that are given, whose keys come first. Masks are the oracle that cached and blockwise attention are
+tested against; they cost the square of the clip, and nothing computes with them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Packing(NamedTuple):
 
     times: index in the clip of each latent; segments: in order of queries; given: how many latents, the
     first ones, are not in the pass, since their keys and values are there already: they have no queries, but
-    places as if they were.
+    places as if they were in it.
     """
 
     times: tuple[int, ...]

@@ -43,6 +43,7 @@ class Compute:
             In half precision on a GPU, self-attention over many blocks at once (`CausalInit`, `SelfForcing`
             with `replay_by: clip`) is computed again in all three.
         compile_blocks: Compile each block with torch.compile; blocks of one shape share the compiled code.
+            Raises torch's limit of recompilations for the whole process.
         residual: Dtype of the residual stream: `float32`, as the public weights were trained, or `bfloat16`,
             which is faster and rounds more.
         gather: Dtype in which sharded weights are gathered (`ShardedStrategy`); `bfloat16` halves what is
@@ -58,7 +59,9 @@ class Compute:
 def apply_compute(net: HasBlocks, plan: Compute) -> None:
     """Apply `plan` to a network and its blocks, in place."""
     net.residual = getattr(torch, plan.residual)
-    if plan.compile_blocks:  # a student's serve passes with and without gradients, a memory, and a clip
+    if plan.compile_blocks:
+        # a student's blocks are traced with a memory and without, with gradients and without, and for clips
+        # of any length, which is more than torch allows by default; the limit is the whole process's
         torch._dynamo.config.recompile_limit = max(16, torch._dynamo.config.recompile_limit)
     for block in net.blocks:
         if plan.keep != "all":
