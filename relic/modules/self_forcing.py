@@ -67,12 +67,12 @@ class Turns:
 class SelfForcing(StudentModule):
     """Fit a student on its own rollouts: distribution matching (DMD), with replayed back-propagation.
 
-    Every optimiser step has clips of its own, rolled out by the student without gradients from the first latents,
-    actions and prompts of a batch. The critic learns to denoise them. The student follows, in every latent,
-    the difference between what the critic and the frozen teacher would denoise them to; block by block is
-    computed again for that with gradients, so that memory is needed for one block at a time (by default:
-    `replay_by`). The first latent is the clean image at noise level 0, for all three networks, and out of
-    every loss; so are those of a longer start, where a rollout goes on from one.
+    Every optimiser step has clips of its own, rolled out by the student without gradients from the first
+    latents, actions and prompts of a batch. The critic learns to denoise them. The student follows, in every
+    latent, the difference between what the critic and the frozen teacher would denoise them to; block by
+    block is computed again for that with gradients, so that memory is needed for one block at a time (by
+    default: `replay_by`). The first latent is the clean image at noise level 0, for all three networks, and
+    out of every loss; so are those of a longer start, where a rollout goes on from one.
 
     `trainer.max_steps` counts the steps of both optimisers: critic_only_steps + N·(critic_ratio + 1) are N
     steps of the student.
