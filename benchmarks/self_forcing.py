@@ -169,6 +169,8 @@ def main() -> None:
     parser.add_argument("--replay_by", choices=["block", "clip"], default="block")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["eager", "one_graph"])
     args = parser.parse_args()
+    if args.replay_by == "clip" and "one_graph" in args.ways:
+        parser.error("--replay_by clip does not go with one_graph, which replays in its own way.")
     print(describe_machine())
     print(f"{args.net} at {args.size[0]}x{args.size[1]}, batch {args.batch}, {args.keep} kept", flush=True)
     for frames in args.frames:
