@@ -300,6 +300,8 @@ POLICIES = {
     "window_20": Window(latents=20),
     "full": Full(),
     "full_ode_pairs": Full(),
+    "full_longer": Full(),
+    "full_longest": Full(),
     "fourths": Compressed(window=4, schedule=(1, 4, 4, 4)),
     "fourths_from_full": Compressed(window=4, schedule=(1, 4, 4, 4)),
     "keyframes": Compressed(schedule=(1, 0, 0, 0, 0, 0)),
@@ -319,5 +321,9 @@ def test_every_arm_of_the_comparison_is_a_student_that_can_be_fitted(tmp_path):
         assert model.forcing == ("hybrid" if name == "hybrid" else "teacher")
         known = {"network", "student", "causal_init", "self_forcing_5s", "self_forcing_20s"}
         assert arm.keys() <= known | {"pairs", "of", "from", "until"}
-        assert arm.get("of", name) in arms and "from" not in arms[arm.get("from", "full")]
+        assert arm.get("of", name) in arms
+        chain = [name]
+        while base := arms[chain[-1]].get("from"):
+            assert base not in chain
+            chain.append(base)
         assert arm.get("until", "causal_init") in known
