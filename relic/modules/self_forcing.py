@@ -169,7 +169,7 @@ class SelfForcing(StudentModule):
         if replay_by == "clip" and (policy.repositions or sampler.context != "clean"):
             raise ValueError(
                 "replay_by=clip computes all blocks again at once, from what is clean and planned ahead: "
-                "leave it block, or set sampler.context to clean and policy.max_latents to null."
+                "set replay_by to block, or set sampler.context to clean and policy.max_latents to null."
             )
         for name, value, least in (
             ("critic_ratio", critic_ratio, 1),

@@ -24,7 +24,8 @@ from relic.parallel import Compute
 from relic.parallel.strategy import ShardedStrategy
 from tests.modules.distillation import Rollouts, self_forcing
 
-strategy, start, steps, resume, files, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+strategy, replay_by, resume, files, out = sys.argv[1:6]
+start, steps = map(int, sys.argv[6:])
 
 class Values(Callback):
     values = []
@@ -44,6 +45,7 @@ sources = {"teacher": "teacher.safetensors", "init": "student.safetensors"}
 module = self_forcing(
     {role: WeightsSource(path=f"{files}/{name}") for role, name in sources.items()},
     compute=Compute(keep="inputs"), score_compute=Compute(keep="products"), accumulate=2, clip_norm=0.004,
+    replay_by=replay_by,
 )
 # the first checkpoint is written before the student's first step, the second before its second
 keeper = ModelCheckpoint(dirpath=out + "/kept", every_n_train_steps=2, save_top_k=-1, filename="{step}")
@@ -61,12 +63,15 @@ if trainer.is_global_zero:
 """
 
 
-def fit(folder: Path, files: Path, strategy: str, *, start: int = 0, resume: str = "") -> tuple:
+def fit(
+    folder: Path, files: Path, strategy: str, *, replay_by: str = "block", start: int = 0, resume: str = ""
+) -> tuple:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "fit.py"
     script.write_text(SCRIPT)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(script), strategy, str(start), "7", resume, str(files), str(folder)]
+    words = [strategy, replay_by, resume, files, folder, start, 7]
+    command = [sys.executable, script, *map(str, words)]
     subprocess.run(command, check=True, env=env, timeout=240)
     values, held = torch.load(folder / "values.pt")
     return values, load_file(folder / "student.safetensors"), held
@@ -86,10 +91,13 @@ def equal(values: list[tuple[str, float]], others: list[tuple[str, float]]) -> b
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("replay_by", ["block", "clip"])  # alone it is by block
 @pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_two_processes_equal_one_with_two_optimisers_clipping_and_accumulation(tmp_path, alone, strategy):
+def test_two_processes_equal_one_with_two_optimisers_clipping_and_accumulation(
+    tmp_path, alone, strategy, replay_by
+):
     files, values, weights = alone
-    others, other_weights, held = fit(tmp_path, files, strategy)
+    others, other_weights, held = fit(tmp_path, files, strategy, replay_by=replay_by)
     assert {name for name, _ in values} == {
         "train/loss_critic", "train/loss_student", "train/grad_norm_critic", "train/grad_norm_student"
     }  # fmt: skip
