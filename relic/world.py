@@ -15,7 +15,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Scene:
         prompt: What is there.
     """
 
-    image: Tensor
+    image: Tensor = field(repr=False)
     prompt: str
 
 
@@ -90,6 +90,13 @@ class World:
 
     def __post_init__(self) -> None:
         _check(self.config, self.vae.config, d_bar=self.d_bar, scene=self.scene)
+
+    def __repr__(self) -> str:
+        clip, numbers = self.config.clip, sum(p.numel() for p in self.net.parameters())
+        return (
+            f"World({clip.height}x{clip.width} at {clip.fps} fps, blocks of {clip.block_latents} latents, "
+            f"{numbers / 1e6:.1f} M parameters, {self.config.policy}, {self.config.sampler}, {self.scene})"
+        )
 
     # -- files -----------------------------------------------------------------------------------------------
 

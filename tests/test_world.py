@@ -110,6 +110,15 @@ def test_a_shipped_world_is_found_by_name_unless_a_folder_of_that_name_is_there(
         World.load("nano")
 
 
+def test_a_world_says_in_a_line_what_it_is():
+    said = repr(World.load("tiny"))
+    assert said.startswith(
+        "World(128x256 at 16 fps, blocks of 2 latents, 10.5 M parameters, Compressed(window=4"
+    )
+    assert "a yellow doorway and a blue door" in said
+    assert len(said) < 400 and "\n" not in said
+
+
 def test_a_bundle_says_what_it_is(bundle):
     card = yaml.safe_load((bundle / "world.yaml").read_text())
     assert card["format"] == "relic-world/1" and card["d_bar"] == 0.25
