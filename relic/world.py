@@ -81,8 +81,8 @@ class World:
         scene: Where it is entered unless `start` is given another picture.
     """
 
-    net: Denoiser
-    vae: TinyVAE
+    net: Denoiser = field(repr=False)
+    vae: TinyVAE = field(repr=False)
     config: StudentConfig
     d_bar: float
     name: str = ""
@@ -90,13 +90,6 @@ class World:
 
     def __post_init__(self) -> None:
         _check(self.config, self.vae.config, d_bar=self.d_bar, scene=self.scene)
-
-    def __repr__(self) -> str:
-        clip, numbers = self.config.clip, sum(p.numel() for p in self.net.parameters())
-        return (
-            f"World({clip.height}x{clip.width} at {clip.fps} fps, blocks of {clip.block_latents} latents, "
-            f"{numbers / 1e6:.1f} M parameters, {self.config.policy}, {self.config.sampler}, {self.scene})"
-        )
 
     # -- files -----------------------------------------------------------------------------------------------
 
